@@ -1,0 +1,51 @@
+"""Checkpoints of any state: the one file that imports orbax.
+
+A checkpoint is a folder, written whole or not at all (orbax renames it into place), restored against
+an abstract tree so that a foreign one is refused.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from bnn_jax.types import UserError
+
+
+def save(path: Path, tree: Any) -> None:
+    """Write `tree` to the folder `path`, replacing a checkpoint that is there."""
+    ocp.save_pytree(path.absolute(), tree, overwrite=True)
+
+
+def load(path: Path, like: Any) -> Any:
+    """The tree at `path`.
+
+    Args:
+        like: a tree of the same structure, shapes and dtypes (arrays or `jax.ShapeDtypeStruct`).
+
+    Raises:
+        UserError: nothing there, damaged, or of another structure.
+    """
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever the state was written from
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
+    try:
+        tree = ocp.load_pytree(path.absolute(), abstract)
+    except Exception as error:  # orbax and tensorstore raise many kinds; all mean the same to a user
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"the checkpoint {path} is damaged or of another run: {reason}") from error
+    wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, abstract)
+    if any(jax.tree.leaves(wrong)):
+        raise UserError(f"the checkpoint {path} is of another network: its shapes differ")
+    return tree
+
+
+def keep_only(path: Path) -> None:
+    """Delete the sibling checkpoints `<stem>-*` of `path`: only the newest state is needed to resume."""
+    stem = path.name.rsplit("-", 1)[0]
+    for other in path.parent.glob(f"{stem}-*"):
+        if other != path:
+            shutil.rmtree(other)

@@ -1,0 +1,216 @@
+r"""Estimators: how a distribution over weights passes through a network, S samples at a time.
+
+    sampling        w_s ~ q;  outputs f(x; w_s). Unbiased for any network and family; all examples
+                    share the draw (Kingma & Welling; Blundell et al., arXiv:1505.05424).
+    antithetic      the same in pairs mean + d, mean - d: odd terms cancel within a pair.
+    local_reparam   per linear layer h ~ N(layer(x; mean), layer(x^2; std^2)), own noise per example
+                    (Kingma et al., arXiv:1506.02557). Exact for Dense. For Conv the variance of each
+                    output is exact, but outputs at different positions become independent, where true
+                    weights would correlate them: the ELBO differs slightly from that of `sampling`.
+    flipout         layer(x; mean) + r_out * layer(r_in * x; d), random signs r per example and channel
+                    (Wen et al., arXiv:1803.04386): marginally exact for independent symmetric
+                    families, decorrelated within the batch, at the cost of two passes.
+
+`local_reparam` and `flipout` intercept every `nn.Dense` and `nn.Conv` of an unchanged linen module;
+weights of other layers (norms, noise) are sampled once and shared by the batch. A layer called twice
+gets independent noise at each call.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bnn_jax import ops
+from bnn_jax.trees import stack
+from bnn_jax.types import Estimator, Key, Posterior, UserError
+
+LINEAR = (nn.Dense, nn.Conv)
+STRATEGIES = ("vmap", "unroll", "map")
+Strategy = str | Callable | None
+
+
+def preferred_strategy() -> str:
+    """How S samples run on this backend: unrolled on CPU, where XLA fuses each draw with its use;
+    batched elsewhere."""
+    return "unroll" if jax.default_backend() == "cpu" else "vmap"
+
+
+def over_samples(f: Callable, xs: Any, strategy: Strategy = None) -> Any:
+    """`f` on every entry of the leading axis of `xs`, stacked.
+
+    Args:
+        strategy: "vmap" (one batched program), "unroll" (S copies in one program), "map" (a loop, the
+            memory of one), None for the backend's preferred one, or a function (f, xs) -> stacked
+            results of your own, such as `sharding.over_samples(mesh)`.
+
+    Raises:
+        UserError: an unknown strategy.
+    """
+    if callable(strategy):
+        return strategy(f, xs)
+    strategy = strategy or preferred_strategy()
+    if strategy not in STRATEGIES:
+        raise UserError(f"unknown strategy {strategy!r}: choose from {', '.join(STRATEGIES)}")
+    if strategy == "vmap":
+        return jax.vmap(f)(xs)
+    if strategy == "map":
+        return jax.lax.map(f, xs)
+    count = jax.tree.leaves(xs)[0].shape[0]
+    return stack([f(jax.tree.map(lambda a, i=i: a[i], xs)) for i in range(count)])
+
+
+def sampling(
+    apply: Callable, posterior: Posterior, num_samples: int = 1, strategy: Strategy = None
+) -> Estimator:
+    """Sampled weights, for any pure `apply(params, x)` and any family.
+
+    Raises:
+        UserError: `num_samples` is below 1.
+    """
+    _at_least(num_samples, 1)
+
+    def estimate(key: Key, phi, x):
+        def one(k):
+            weights = posterior.sample(k, phi)
+            return apply(weights, x), weights
+
+        return over_samples(one, jax.random.split(key, num_samples), strategy)
+
+    return estimate
+
+
+def antithetic(
+    apply: Callable, posterior: Posterior, num_samples: int = 2, strategy: Strategy = None
+) -> Estimator:
+    """Sampled weights in pairs mirrored at the mean; `num_samples` counts both halves.
+
+    Raises:
+        UserError: `num_samples` is odd, or the family has no `moments` (is not symmetric).
+    """
+    _at_least(num_samples, 2)
+    _needs_moments(posterior, "antithetic")
+    if num_samples % 2:
+        raise UserError(f"antithetic pairs need an even number of samples, not {num_samples}")
+
+    def estimate(key: Key, phi, x):
+        mean, _ = posterior.moments(phi)
+
+        def pair(k):
+            plus = posterior.sample(k, phi)
+            minus = jax.tree.map(lambda m, w: 2 * m - w, mean, plus)
+            return stack([apply(plus, x), apply(minus, x)]), stack([plus, minus])
+
+        pairs = over_samples(pair, jax.random.split(key, num_samples // 2), strategy)
+        return jax.tree.map(lambda a: a.reshape(num_samples, *a.shape[2:]), pairs)
+
+    return estimate
+
+
+def local_reparam(
+    module: nn.Module, posterior: Posterior, num_samples: int = 1, strategy: Strategy = None
+) -> Estimator:
+    """Local reparameterisation of every `nn.Dense` and `nn.Conv` in `module`.
+
+    Raises:
+        UserError: the family has no `moments`, or a convolution has a mask.
+    """
+
+    def layer_sample(key, layer, x, mean, std, draw):
+        if getattr(layer, "mask", None) is not None:
+            raise UserError(f"local_reparam does not know masked layers ({layer.name}); use sampling")
+        centre = layer.apply({"params": mean}, x)
+        variance = layer.apply({"params": jax.tree.map(jnp.square, std)}, jnp.square(x))
+        # The gradient of sqrt is infinite at 0, where a window of zero inputs without bias lands.
+        deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+        return centre + deviation * jax.random.normal(key, centre.shape, centre.dtype)
+
+    return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy)
+
+
+def flipout(
+    module: nn.Module, posterior: Posterior, num_samples: int = 1, strategy: Strategy = None
+) -> Estimator:
+    """Flipout of every `nn.Dense` and `nn.Conv` in `module`: one shared perturbation, one sign per
+    example and channel (not per pixel).
+
+    Raises:
+        UserError: the family has no `moments`.
+    """
+
+    def layer_sample(key, layer, x, mean, std, draw):
+        key_in, key_out = jax.random.split(key)
+        centre = layer.apply({"params": mean}, x)
+        delta = jax.tree.map(jnp.subtract, draw, mean)
+        sign_in = _signs(key_in, x)
+        return centre + _signs(key_out, centre) * layer.apply({"params": delta}, x * sign_in)
+
+    return _intercepting(layer_sample, "flipout", module, posterior, num_samples, strategy)
+
+
+def build(
+    name: str, module: nn.Module, posterior: Posterior, num_samples: int, strategy: Strategy = None
+) -> Estimator:
+    """The estimator called `name`, for a linen module.
+
+    Raises:
+        UserError: no such estimator; the message lists the choices. And as the estimators do.
+    """
+    on_apply, on_module = {"sampling": sampling, "antithetic": antithetic}, {
+        "local_reparam": local_reparam,
+        "flipout": flipout,
+    }
+    if name in on_apply:
+        return on_apply[name](ops.apply_fn(module), posterior, num_samples, strategy)
+    if name in on_module:
+        return on_module[name](module, posterior, num_samples, strategy)
+    raise UserError(f"unknown estimator {name!r}: choose from {', '.join({**on_apply, **on_module})}")
+
+
+def _intercepting(layer_sample, name, module, posterior, num_samples, strategy) -> Estimator:
+    _at_least(num_samples, 1)
+    _needs_moments(posterior, name)
+
+    def estimate(key: Key, phi, x):
+        mean, std = posterior.moments(phi)
+
+        def one(k):
+            key_draw, key_layers = jax.random.split(k)
+            draw = posterior.sample(key_draw, phi)
+            calls = 0  # layers are traced in a fixed order: the call's number is its stream of noise
+
+            def interceptor(next_fun, args, kwargs, context):
+                nonlocal calls
+                layer = context.module
+                if type(layer) not in LINEAR or ops.is_unbound(layer) or context.method_name != "__call__":
+                    return next_fun(*args, **kwargs)
+                calls += 1
+                own = [functools.reduce(operator.getitem, layer.path, tree) for tree in (mean, std, draw)]
+                return layer_sample(jax.random.fold_in(key_layers, calls), ops.unbound(layer), *args, *own)
+
+            with nn.intercept_methods(interceptor):
+                return module.apply({"params": draw}, x)
+
+        return over_samples(one, jax.random.split(key, num_samples), strategy), None
+
+    return estimate
+
+
+def _signs(key, x):
+    """Random signs that broadcast against x: one per example and channel."""
+    shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
+    return jax.random.rademacher(key, shape, x.dtype)
+
+
+def _at_least(num_samples, least):
+    if num_samples < least:
+        raise UserError(f"num_samples must be at least {least}, not {num_samples}")
+
+
+def _needs_moments(posterior, name):
+    if posterior.moments is None:
+        raise UserError(f"{name} needs independent symmetric weights; this family has none: use sampling")

@@ -1,0 +1,161 @@
+"""Convolution and pooling, with the lowering chosen for the backend.
+
+On an accelerator the native convolution is kept. XLA's CPU backend runs a convolution inside a
+`while` or `scan` 7 to 40 times slower than outside (jax-ml/jax#12868), and HMC lives in such a loop;
+there a convolution becomes k_h k_w shifted slices and one matrix product (im2col), which costs the
+same inside and outside of loops, and which under `vmap` over kernels stays a batched matrix product
+instead of a grouped convolution. Both lowerings compute the same sum in another order.
+
+Max pooling with windows equal to strides is a reshape and a maximum: its gradient is a comparison
+instead of a select-and-scatter.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnn_jax.types import Params
+
+
+def loop_safe() -> bool:
+    """Whether convolutions take the slices-and-matmul form: on the CPU backend."""
+    return jax.default_backend() == "cpu"
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` in the lowering that suits the backend.
+
+    Channels-last inputs (`NHWC`, any number of spatial axes), ungrouped and without input dilation,
+    take im2col on CPU; everything else is native.
+
+    Args:
+        lhs: (B, *spatial, C) inputs.
+        rhs: (*window, C, O) kernel.
+        window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+            precision: as in `jax.lax.conv_general_dilated`.
+
+    Returns:
+        (B, *spatial', O).
+    """
+    num_spatial = lhs.ndim - 2
+    ones = (1,) * num_spatial
+    lhs_dilation, rhs_dilation = lhs_dilation or ones, rhs_dilation or ones
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    channels_last = (
+        numbers.lhs_spec == (0, lhs.ndim - 1, *range(1, lhs.ndim - 1))
+        and numbers.rhs_spec == (rhs.ndim - 1, rhs.ndim - 2, *range(num_spatial))
+        and numbers.out_spec == numbers.lhs_spec
+    )
+    plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones
+    if not (plain and loop_safe()):
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            precision=precision,
+        )
+    return _im2col(lhs, rhs, tuple(window_strides), padding, tuple(rhs_dilation), precision)
+
+
+def _im2col(x, kernel, strides, padding, dilation, precision):
+    window, (channels, features) = kernel.shape[:-2], kernel.shape[-2:]
+    extent = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], extent, strides, padding)
+    # A negative pad crops, which lax.pad knows and jnp.pad does not.
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
+    out = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:-1], extent, strides, strict=True)]
+
+    def shifted(offset):
+        start = [o * d for o, d in zip(offset, dilation, strict=True)]
+        limit = [a + (n - 1) * s + 1 for a, n, s in zip(start, out, strides, strict=True)]
+        return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, channels), (1, *strides, 1))
+
+    patches = [shifted(offset) for offset in itertools.product(*map(range, window))]
+    return jnp.matmul(jnp.concatenate(patches, -1), kernel.reshape(-1, features), precision=precision)
+
+
+def max_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:
+    """Max pooling with strides equal to the window, no padding; a remainder at the border is cut.
+
+    Where several entries of a window are equal, their gradient is shared evenly.
+
+    Args:
+        x: (B, *spatial, C).
+        window: one size a spatial axis.
+
+    Returns:
+        (B, *(spatial // window), C), equal to `nn.max_pool(x, window, window)`.
+    """
+    return _windows(x, window).max(axis=tuple(range(2, 2 * len(window) + 1, 2)))
+
+
+def avg_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:
+    """Average pooling; shapes as in `max_pool`."""
+    return _windows(x, window).mean(axis=tuple(range(2, 2 * len(window) + 1, 2)))
+
+
+def _windows(x, window):
+    sizes = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
+    x = x[(slice(None), *(slice(n * w) for n, w in zip(sizes, window, strict=True)))]
+    pairs = itertools.chain.from_iterable(zip(sizes, window, strict=True))
+    return x.reshape(x.shape[0], *pairs, x.shape[-1])
+
+
+def apply_fn(module: nn.Module) -> Callable[[Params, jax.Array], jax.Array]:
+    """The pure function `(params, x) -> outputs` of a linen module, its `nn.Conv` layers in the
+    lowering that suits the backend. The module itself stays as it is.
+
+    Args:
+        module: any linen module with a `params` collection only.
+    """
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        with nn.intercept_methods(_lower_conv):
+            return module.apply({"params": params}, x)
+
+    return apply
+
+
+def unbound(layer: nn.Module) -> nn.Module:
+    """A free-standing copy of a bound layer, to apply it to other parameters than its own. An `nn.Conv`
+    takes our lowering unless it brings one of its own. The copy is marked, so that interceptors, which
+    see its call too, know it by `is_unbound`."""
+    copy = layer.clone(parent=None, name=_UNBOUND)
+    native = type(copy) is nn.Conv and not (copy.conv_general_dilated or copy.conv_general_dilated_cls)
+    return copy.clone(conv_general_dilated=conv_general_dilated) if native else copy
+
+
+def is_unbound(layer: nn.Module) -> bool:
+    """Whether `layer` was made by `unbound`."""
+    return layer.name == _UNBOUND
+
+
+_UNBOUND = "__unbound__"
+
+
+def _lower_conv(next_fun, args, kwargs, context):
+    layer = context.module
+    if type(layer) is not nn.Conv or is_unbound(layer) or context.method_name != "__call__":
+        return next_fun(*args, **kwargs)
+    return unbound(layer).apply({"params": layer.variables["params"]}, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""Variational families q_phi(w), one a file, each `build(...) -> Posterior`."""

@@ -1,0 +1,114 @@
+r"""Streaming posterior predictive: memory independent of the number of draws and of the data.
+
+    p(y | x, D) = 1/D sum_d p(y | x, w_d)
+    classification: total entropy H[p] = aleatoric E_d H[p_d] + epistemic (mutual information of y, w)
+    regression:     total variance     = aleatoric E_d sigma_d^2 + epistemic Var_d mean_d
+
+The sums run over draws inside one compiled loop and over the data in batches; the loop's length is an
+argument, so that no number of draws compiles again. (Depeweg et al., arXiv:1710.07283)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax.types import Key, Likelihood, Params, UserError
+
+
+class Predictive(NamedTuple):
+    """NumPy arrays, one row a point; K is absent for regression."""
+
+    mean: np.ndarray  # (T, K) probabilities, or (T,) means
+    std: np.ndarray  # the same shape: standard deviation over draws
+    total: np.ndarray  # (T,) nats, or variance
+    aleatoric: np.ndarray  # (T,)
+    epistemic: np.ndarray  # (T,)
+
+
+def stacked(draws: Params, i: jax.Array) -> Params:
+    """The i-th of stacked draws, leaves (D, ...): a `draw` for `build`."""
+    return jax.tree.map(lambda a: a[i], draws)
+
+
+def sampled(sample: Callable[[Key, Any], Params]) -> Callable:
+    """Fresh draws of a distribution, `Algorithm.sample` say: a `draw` for `build` whose source is
+    (key, state)."""
+    return lambda source, i: sample(jax.random.fold_in(source[0], i), source[1])
+
+
+def build(apply: Callable, likelihood: Likelihood, draw: Callable, batch_size: int = 500) -> Callable:
+    """A predictive function that is compiled once a shape. Build it once and keep it.
+
+    Args:
+        apply: (params, x) -> outputs.
+        draw: (source, i) -> params of draw i; see `stacked` and `sampled`.
+        batch_size: points in one pass; the last pass is padded.
+
+    Returns:
+        (source, x, num_draws) -> Predictive.
+    """
+
+    @jax.jit
+    def accumulate(source, x, num_draws):
+        def one(i):
+            outputs = apply(draw(source, i), x)
+            return likelihood.mean(outputs), likelihood.noise(outputs)
+
+        def body(i, carry):  # Welford, on the float32 that accelerators have
+            mean, squares, noise = carry
+            value, noise_i = one(i)
+            delta = value - mean
+            mean = mean + delta / (i + 1)
+            return mean, squares + delta * (value - mean), noise + (noise_i - noise) / (i + 1)
+
+        shapes = jax.eval_shape(one, 0)
+        zeros = lambda s: jnp.zeros(s.shape, jnp.float32)
+        carry = (zeros(shapes[0]), zeros(shapes[0]), zeros(shapes[1]))
+        mean, squares, noise = jax.lax.fori_loop(0, num_draws, body, carry)
+        return mean, squares / num_draws, noise
+
+    def predictive(source: Any, x: Any, num_draws: int) -> Predictive:
+        if num_draws < 1:
+            raise UserError(f"num_draws must be at least 1, not {num_draws}")
+        mean, variance, aleatoric = in_batches(lambda part: accumulate(source, part, num_draws), x, batch_size)
+        if likelihood.task == "classification":
+            total = -np.sum(np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1)), 0), -1)
+            epistemic = np.maximum(total - aleatoric, 0)  # Jensen: negative by rounding only
+        else:
+            epistemic = variance
+            total = aleatoric + epistemic
+        return Predictive(mean, np.sqrt(variance), total, aleatoric, epistemic)
+
+    return predictive
+
+
+def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -> Callable:
+    """Predictions draw by draw, for comparisons and diagnostics on a test set: memory grows with D.
+
+    Returns:
+        (draws: leaves (D, ...), x) -> (D, T, K) or (D, T).
+    """
+
+    @jax.jit
+    def each(draws, x):
+        return jax.lax.map(lambda params: likelihood.mean(apply(params, x)), draws)
+
+    def predictions(draws: Params, x: Any) -> np.ndarray:
+        return np.moveaxis(in_batches(lambda part: jnp.moveaxis(each(draws, part), 0, 1), x, batch_size), 0, 1)
+
+    return predictions
+
+
+def in_batches(f: Callable, x: Any, batch_size: int) -> Any:
+    """`f` on equal batches of `x`, the last one padded by repetition; results joined, as NumPy."""
+    x = np.asarray(x)
+    size = min(batch_size, len(x))
+    parts = []
+    for start in range(0, len(x), size):
+        part = x[start : start + size]
+        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
+        parts.append(jax.tree.map(lambda a, n=len(part): np.asarray(a)[:n], f(padded)))
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)

@@ -1,0 +1,58 @@
+"""Live progress of long work: a bar on a terminal, a line every tenth of the way elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = {  # name in the info -> (label, format), in this order
+    "elbo": ("ELBO", ".1f"),
+    "log_joint": ("log joint", ".1f"),
+    "nll": ("NLL", ".4f"),
+    "kl": ("KL", ".1f"),
+    "accept_prob": ("acceptance", ".2f"),
+    "step_size": ("step size", ".4f"),
+    "num_steps": ("leapfrogs", ".0f"),
+}
+
+
+def describe(info: Mapping[str, Any]) -> str:
+    """The figures of one chunk in words; those of several chains are averaged."""
+    shown = [(label, form, np.mean(info[name])) for name, (label, form) in SHOWN.items() if name in info]
+    return "  ".join(f"{label} {value:{form}}" for label, form, value in shown)
+
+
+@contextmanager
+def track(console: Console, name: str, total: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """A context whose value is a `progress(done, info)` callback for the loops."""
+    if not console.is_terminal:
+        yield _lines(console, name, total)
+        return
+    columns = (
+        TextColumn("[bold]{task.description:5}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=total, text="compiling")
+        yield lambda done, info: bar.update(task, completed=done, text=describe(info))
+
+
+def _lines(console, name, total):
+    start, printed = time.monotonic(), 0
+
+    def progress(done, info):
+        nonlocal printed
+        if done * 10 // total > printed * 10 // total or done >= total:
+            printed = done
+            left = (time.monotonic() - start) * (total - done) / done
+            text = f"{name:5} {done:6}/{total}  {describe(info)}  {left:.0f} s left"
+            console.print(text, highlight=False, soft_wrap=True)
+
+    return progress

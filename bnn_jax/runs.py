@@ -1,0 +1,126 @@
+"""Run folders: what a script writes, owned by one configuration and never overwritten by another.
+
+`run.json` marks a folder as ours and keeps the script and its configuration. The same command finds it
+again and continues; another configuration, or a folder of somebody else's, is refused.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bnn_jax.types import UserError
+
+MARK = "run.json"
+
+
+def claim(out: Path, script: str, config: dict[str, Any]) -> None:
+    """Make `out` the run folder of this configuration, or find that it is.
+
+    Raises:
+        UserError: the folder exists and is not a run of this script, or one with other settings.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; choose another folder")
+    if out.is_dir() and any(out.iterdir()):
+        found = read_mark(out, script)
+        other = [name for name in config if found.get(name) != config[name]]
+        if other:
+            changed = ", ".join(f"{n} {found.get(n)!r} there, {config[n]!r} here" for n in other)
+            raise UserError(f"--out {out} holds a run with other settings ({changed}); choose another --out")
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / MARK, {"project": "bnn_jax", "script": script, "config": config})
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+
+
+def read_mark(folder: Path, script: str) -> dict[str, Any]:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        UserError: no folder, or not a run of this script.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no run folder at {folder}")
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        if (mark["project"], mark["script"]) == ("bnn_jax", script):
+            return mark["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{folder} exists and is not a run of {script}; nothing was changed")
+
+
+def as_config(config: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A frozen dataclass as plain JSON values, without the fields that do not change the result."""
+    return {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in leave_out
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is an error."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`, or None where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and git commit, for the record beside the results."""
+    versions = {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "numpyro", "numpy")}
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_cores": os.cpu_count(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit():
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _plain(value):
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

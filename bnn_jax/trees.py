@@ -1,0 +1,50 @@
+"""Small operations on parameter pytrees, used everywhere."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax.types import Key, Params
+
+
+def split_like(key: Key, tree: Params) -> Params:
+    """One independent key a leaf: a pytree of keys with the structure of `tree`."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+
+
+def normal_like(key: Key, tree: Params) -> Params:
+    """Standard normal noise in the shapes and dtypes of `tree`."""
+    return jax.tree.map(lambda k, a: jax.random.normal(k, a.shape, a.dtype), split_like(key, tree), tree)
+
+
+def tree_sum(tree: Any) -> jax.Array:
+    """The sum of all entries of all leaves, ()."""
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, tree), jnp.zeros(()))
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Stack equal pytrees along a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def size(tree: Params) -> int:
+    """The number of weights P."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def fan_in(leaf: jax.Array) -> int:
+    """The number of inputs that a weight's unit sums over; 1 for biases and other vectors.
+
+    A kernel (Flax's layout: the last axis is the output) has the product of all axes but the last.
+    """
+    return int(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1
+
+
+def leaf_names(tree: Params) -> list[str]:
+    """Readable names of the leaves in flattening order, `Conv_0/kernel`."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return ["/".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in path) for path in paths]

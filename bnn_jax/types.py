@@ -1,0 +1,82 @@
+"""The types that every part shares: NamedTuples of arrays or of pure functions.
+
+Axis letters used in shapes throughout the package:
+    B batch   S weight samples in one step   D posterior draws   C chains   K classes
+    T test points   P weights (all leaves, flattened)   N training examples
+
+Keys are typed (`jax.random.key`), always the first argument, never returned and never stored.
+All log densities are in nats.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Key = jax.Array  # a typed PRNG key, `jax.random.key(seed)`
+Params = Any  # a pytree of float arrays: the weights of a network
+Info = dict[str, jax.Array]  # named scalars, for logs and traces
+# (key, phi, x) -> (outputs (S, B, ...), the S weight samples stacked, or None where none are drawn)
+Estimator = Callable[[Key, Any, jax.Array], tuple[jax.Array, Params | None]]
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one line: what, where, what to do. Scripts exit with 2."""
+
+
+class Batch(NamedTuple):
+    """Examples and their targets."""
+
+    x: Any  # (B, ...) float
+    y: Any  # (B,) int labels, or float targets
+
+
+class Prior(NamedTuple):
+    """A prior p(w) over a parameter pytree; every weight is independent."""
+
+    sample: Callable  # (key, like: Params) -> Params
+    log_prob: Callable  # (params) -> ()                             nats, normalised
+    scale: Callable  # (like) -> Params   the width of each weight's prior, HMC's unit of length
+    moments: Callable | None = None  # (like) -> (mean, std), for a Gaussian prior only
+
+
+class Likelihood(NamedTuple):
+    """p(y | outputs), one example at a time."""
+
+    log_prob: Callable  # (outputs, y) -> (B,)                       nats
+    mean: Callable  # (outputs) -> (B, K) probabilities, or (B,) predicted means
+    noise: Callable  # (outputs) -> (B,) entropy in nats, or variance: the aleatoric part
+    task: str  # "classification" or "regression"
+
+
+class Posterior(NamedTuple):
+    """A variational family q_phi(w)."""
+
+    init: Callable  # (params) -> phi, centred on params
+    sample: Callable  # (key, phi) -> params
+    log_prob: Callable  # (phi, params) -> ()                        nats
+    kl: Callable | None = None  # (phi, prior) -> () KL(q || p) in closed form, Gaussian priors only
+    moments: Callable | None = None  # (phi) -> (mean, std) if independent and symmetric
+
+
+class Algorithm(NamedTuple):
+    """An inference method. With `chain`, the states of successive steps are the draws; without,
+    the last state is a distribution and repeated `sample` calls are."""
+
+    init: Callable  # (key, params) -> state
+    step: Callable  # (key, state, batch) -> (state, info)
+    sample: Callable  # (key, state) -> params
+    chain: bool = False
+
+
+class Dataset(NamedTuple):
+    """A data set split into training and test part, as NumPy arrays."""
+
+    name: str
+    x_train: Any  # (N, ...) float32
+    y_train: Any  # (N,) int32 labels or float32 targets
+    x_test: Any
+    y_test: Any
+    num_classes: int  # 0 for regression
+    description: str  # one line: source, preprocessing, split
+    image_test: Any  # (T, H, W) or (T, H, W, 3) in [0, 1] to show in reports, or None

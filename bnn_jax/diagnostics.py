@@ -8,7 +8,7 @@ truncated by Geyer's initial monotone sequence (NumPyro's; ArviZ adds half a pai
 by a few percent). As in Stan, tau >= 1 / log10 N: the ESS of antithetic chains stays finite and positive.
 
 Acceptance and divergences do not see a sampler that has stopped: a frozen chain may report acceptance 1.
-Hence `chain_status`, and `summary` computes its numbers from the chains that move.
+Hence `chain_status`, and `summary` computes its numbers from the sound chains.
 
 Everything runs on NumPy arrays, after sampling. C chains, D draws, P weights, T test points, K classes.
 """
@@ -167,7 +167,7 @@ def summary(draws, probs, trace: dict) -> dict:
     """The convergence report of a run of chains, ready for JSON.
 
     R-hat, ESS (bulk, in draws over these chains) and acceptance are those of the chains whose status is
-    "ok" or "diverging", None if there is no such chain; weights and function values that are constant
+    "ok", None if there is no such chain; weights and function values that are constant
     (clipped at `TINY`) are left out of the quantiles. The lists have an entry for every chain.
 
     Args:
@@ -188,7 +188,7 @@ def summary(draws, probs, trace: dict) -> dict:
         raise UserError(f"probs of shape {probs.shape} need shape (C, D, T, K) with C, D = {draws.shape[:2]}")
     finite = np.isfinite(probs).all(axis=(1, 2, 3))  # finite weights may still overflow a network
     status = np.where(finite, chain_status(draws, trace), "nan").tolist()
-    kept = np.isin(status, ["ok", "diverging"])
+    kept = np.equal(status, "ok")
     rhat_function = rhat_weight = ess_function = ess_weight = np.array([])  # no chain left
     if kept.any():
         values, weights = function_values(probs[kept]), draws[kept]

@@ -1,0 +1,65 @@
+"""Problems with known answers, shared by the tests."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax import ops
+from bnn_jax.types import Batch
+
+
+class Linear(NamedTuple):
+    """y = x w + noise, w ~ N(0, std^2): the posterior is N(mean, cov), exactly."""
+
+    module: nn.Module  # one Dense layer without bias
+    apply: object
+    batch: Batch
+    sigma: float  # known noise
+    std: float  # of the prior
+    mean: np.ndarray  # (F,)
+    cov: np.ndarray  # (F, F)
+
+    def params(self, w) -> dict:
+        """A weight vector (F,) as the module's parameters."""
+        return {"kernel": jnp.asarray(w, jnp.float32).reshape(-1, 1)}
+
+
+def linear(num_data: int = 40, features: int = 3, sigma: float = 0.5, std: float = 1.0, seed: int = 0) -> Linear:
+    """Correlated inputs, so that the posterior's weights are correlated too."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((num_data, features)) @ (np.eye(features) + 0.6 * rng.random((features, features)))
+    y = x @ rng.standard_normal(features) + sigma * rng.standard_normal(num_data)
+    precision = x.T @ x / sigma**2 + np.eye(features) / std**2
+    cov = np.linalg.inv(precision)
+    module = nn.Dense(1, use_bias=False)
+    return Linear(
+        module,
+        ops.apply_fn(module),
+        Batch(x.astype(np.float32), y.astype(np.float32)),
+        sigma,
+        std,
+        cov @ x.T @ y / sigma**2,
+        cov,
+    )
+
+
+class ConvNet(nn.Module):
+    """A small net with everything the estimators meet: strides, padding, a 1-D layer, a shared scale."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Conv(4, (3, 3))(x))
+        x = nn.tanh(nn.Conv(5, (2, 2), strides=2, padding="VALID")(x))
+        x = x * self.param("scale", nn.initializers.ones_init(), (5,))
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def conv_problem(batch: int = 6):
+    """`ConvNet`, its parameters and a batch of labelled 6x6 images."""
+    x = jax.random.normal(jax.random.key(1), (batch, 6, 6, 2))
+    y = jnp.arange(batch) % 3
+    module = ConvNet()
+    return module, module.init(jax.random.key(2), x)["params"], Batch(x, y)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -16,17 +17,26 @@ from bnn_jax.types import UserError
 USER_ERROR, INTERRUPTED = 2, 130
 
 
-def run(main: Callable[[Any], int | None], config: type, description: str) -> None:
+def run(
+    main: Callable[[Any], int | None],
+    config: type,
+    description: str,
+    cpu_devices: Callable[[Any], int] = lambda config: 1,
+) -> None:
     """Parse `config` from the command line, call `main` with it and exit.
 
     Args:
         main: takes a `config`; its return value is the exit code, None for 0.
         config: a frozen dataclass; its docstring's comments are the help of its options.
         description: the first lines of `--help`.
+        cpu_devices: how many devices the CPU counts as: one for each chain lets them run side by side.
+            Accelerators are taken as they are.
     """
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        code = main(tyro.cli(config, description=description)) or 0
+        settings = tyro.cli(config, description=description)
+        jax.config.update("jax_num_cpu_devices", max(cpu_devices(settings), 1))
+        code = main(settings) or 0
     except UserError as error:
         stderr.print(f"error: {error}", markup=False)
         code = USER_ERROR

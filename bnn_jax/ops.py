@@ -37,6 +37,7 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
+    **rest: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` in the lowering that suits the backend.
 
@@ -48,6 +49,7 @@ def conv_general_dilated(
         rhs: (*window, C, O) kernel.
         window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             precision: as in `jax.lax.conv_general_dilated`.
+        rest: its other arguments; any that is set takes the native lowering.
 
     Returns:
         (B, *spatial', O).
@@ -61,7 +63,8 @@ def conv_general_dilated(
         and numbers.rhs_spec == (rhs.ndim - 1, rhs.ndim - 2, *range(num_spatial))
         and numbers.out_spec == numbers.lhs_spec
     )
-    plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones
+    rest = {name: value for name, value in rest.items() if value is not None}
+    plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones and not rest
     if not (plain and loop_safe()):
         return lax.conv_general_dilated(
             lhs,
@@ -73,6 +76,7 @@ def conv_general_dilated(
             dimension_numbers,
             feature_group_count,
             precision=precision,
+            **rest,
         )
     return _im2col(lhs, rhs, tuple(window_strides), padding, tuple(rhs_dilation), precision)
 

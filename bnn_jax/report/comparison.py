@@ -1,0 +1,166 @@
+"""The comparison's report: every picture as a PNG of its own, and all of them in one HTML file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_jax import compare, diagnostics, metrics
+from bnn_jax.report import html, plots, tables
+
+
+class Evidence(NamedTuple):
+    """What the pictures are drawn from; sound chains only."""
+
+    labels: np.ndarray  # (T,)
+    images: np.ndarray | None  # (T, H, W) or (T, H, W, 3) in [0, 1]
+    probs: Mapping[str, np.ndarray]  # method -> (C, D, T, K)
+    weights: Mapping[str, Mapping[str, np.ndarray]]  # method -> leaf name -> (C, D, ...)
+
+
+def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
+    """Write `report.html` and its PNGs to the folder `out`.
+
+    Args:
+        results: as `tables.rows` takes it.
+        evidence: predictions and weights of every method.
+    """
+    sections = [
+        html.Section(
+            "Result",
+            "The same network, prior, likelihood, training and test data under every method. Agreement is "
+            "the share of test images with the same predicted class; total variation is half the summed "
+            "difference of the predicted probabilities, averaged over the test images.",
+            table=tables.rows(results),
+            notes=tables.notes(results),
+        )
+    ]
+    for heading, text, figures in _pictures(results, evidence):
+        for name, _, figure in figures:
+            plots.save(figure, out / f"{name}.png")
+        shown = [(caption, (out / f"{name}.png").read_bytes()) for name, caption, _ in figures]
+        sections.append(html.Section(heading, text, shown))
+    if any(results["diagnostics"]):
+        sections.append(
+            html.Section("Chains", "One row a chain of every Monte Carlo method.", table=tables.chains(results))
+        )
+    record = {key: results[key] for key in ("data", "config", "environment")}
+    sections.append(html.Section("Settings", "What was run, and where.", table=tables.settings(record)))
+    data = results["data"]
+    lead = (
+        f"{data['description']}: {data['num_train']} training and {data['num_test']} test examples, "
+        f"{data['num_weights']} weights."
+    )
+    html.write(out / "report.html", "How far is each posterior from HMC's?", lead, sections)
+
+
+def _pictures(results, evidence):
+    """(heading, text, [(file name, caption, figure)]) of every section that has something to show."""
+    labels, reference = evidence.labels, results["reference"]
+    mean = {name: p.mean((0, 1)) for name, p in evidence.probs.items()}
+    others = [name for name in mean if name != reference]
+    other = "vi" if "vi" in others else next(iter(others), None)
+    pair = other is not None and reference is not None
+
+    if pair:
+        yield (
+            "Distance to the reference",
+            "The band is the noise floor: what two chains of the reference differ by. A method inside it "
+            "cannot be told from the reference with these draws.",
+            [("distances", f"Distance to {reference} of every method.", plots.distances(results))],
+        )
+    yield (
+        "Calibration",
+        "Above the diagonal a method is less sure than it is right, below it is surer.",
+        [("reliability", "Accuracy against confidence.", plots.reliability(mean, labels))],
+    )
+    if pair:
+        a, b = mean[other], mean[reference]
+        figures = [
+            (
+                "probabilities",
+                f"Probability of the true class of every test image, {other} against {reference}.",
+                plots.probability_scatter(a, b, labels, other, reference),
+            )
+        ]
+        if evidence.images is not None:
+            figures.append(
+                (
+                    "disagreement",
+                    f"The images on which {other} and {reference} disagree most, with both distributions.",
+                    plots.disagreement(evidence.images, a, b, labels, other, reference),
+                )
+            )
+        yield "Image by image", "", figures
+    split = {name: metrics.uncertainty(p.reshape(-1, *p.shape[2:])) for name, p in evidence.probs.items()}
+    yield (
+        "What the model does not know",
+        "The entropy of a prediction is the sum of an aleatoric part, which remains if the weights are "
+        "known, and an epistemic part, the disagreement of the draws.",
+        [
+            (
+                "entropy",
+                "Aleatoric and epistemic entropy of right and wrong predictions.",
+                plots.entropy_split(
+                    {name: parts[1] for name, parts in split.items()},
+                    {name: parts[2] for name, parts in split.items()},
+                    {name: mean[name].argmax(-1) == labels for name in mean},
+                ),
+            )
+        ],
+    )
+    if pair and np.prod(evidence.probs[other].shape[:2]) > 1:
+        yield (
+            "Weights",
+            "Weights may be permuted between hidden units from chain to chain, so compare widths with care.",
+            [
+                (
+                    "weight_std",
+                    f"Posterior standard deviation of every weight, {other} against {reference}.",
+                    plots.weight_std(
+                        _std(evidence.weights[other]), _std(evidence.weights[reference]), other, reference
+                    ),
+                )
+            ],
+        )
+    if reference is not None:
+        yield _chains(reference, evidence, split[reference][2])
+
+
+def _chains(reference, evidence, epistemic):
+    probs, weights = evidence.probs[reference], evidence.weights[reference]
+    uncertain = np.argsort(-epistemic)[:4]
+    functions = {
+        f"test image {t}": np.log(np.maximum(probs[:, :, t, evidence.labels[t]], metrics.TINY)) for t in uncertain
+    }
+    flat = {name: leaf.reshape(*leaf.shape[:2], -1) for name, leaf in weights.items()}
+    singles = {f"{name}[0]": leaf[:, :, 0] for name, leaf in flat.items()}
+    rhat_function = diagnostics.rhat(diagnostics.function_values(probs)).ravel()
+    rhat_weight = diagnostics.rhat(np.concatenate(list(flat.values()), -1))
+    return (
+        "Do the chains agree?",
+        "Function values decide; weights of a network may differ where its function does not.",
+        [
+            (
+                "rhat",
+                f"R-hat of {reference}'s function values and weights.",
+                plots.rhat_histograms(rhat_function, rhat_weight),
+            ),
+            (
+                "trace_function",
+                "Log probability of the true class on the four test images with the largest epistemic entropy.",
+                plots.traces(functions, "log probability, nats"),
+            ),
+            (
+                "trace_weights",
+                "The first weight of every layer.",
+                plots.traces(singles, "weight"),
+            ),
+        ],
+    )
+
+
+def _std(leaves):
+    flat = {name: leaf.reshape(leaf.shape[0] * leaf.shape[1], -1) for name, leaf in leaves.items()}
+    return {name: compare.weight_moments(leaf)[1] for name, leaf in flat.items()}

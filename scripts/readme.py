@@ -1,0 +1,63 @@
+"""Regenerate every table and picture in README and docs from recorded results.
+
+    python scripts/readme.py RUN      takes over a finished run of scripts/compare.py first
+    python scripts/readme.py          only rewrites the tables from what is committed
+"""
+
+import dataclasses
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bnn_jax import cli, runs
+from bnn_jax.report import tables
+from bnn_jax.types import UserError
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results" / "compare.json"
+LEAPFROG = ROOT / "benchmarks" / "results" / "leapfrog.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    run: Annotated[Path | None, tyro.conf.Positional] = None  # run folder of scripts/compare.py
+
+
+def main(config: Config) -> None:
+    """Copy the run's results and picture, then fill the marked blocks."""
+    if config.run is not None:
+        runs.read_mark(config.run, "compare")
+        if not (config.run / "results.json").exists():
+            raise UserError(f"{config.run} is not finished")
+        shutil.copy(config.run / "results.json", RESULTS)
+        shutil.copy(config.run / "distances.png", ROOT / "docs" / "images" / "distances.png")
+    results = runs.read_json(RESULTS)
+    where = "{num_cores} CPU cores, Python {python}, jax {jax}, numpyro {numpyro}".format(**results["environment"])
+    fill(ROOT / "README.md", "compare", f"{tables.markdown(results)}- Seconds on {where}.\n")
+    measured = runs.read_json(LEAPFROG)
+    if measured is not None:
+        fill(ROOT / "docs" / "performance.md", "leapfrog", _benchmark("leapfrog").markdown(measured))
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, found, rest = path.read_text().partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"{path} has no block {begin} ... {end}")
+    path.write_text(f"{head}{begin}\n{text}{end}{tail}")
+
+
+def _benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, __doc__)

@@ -16,7 +16,7 @@ from bnn_jax.types import UserError
 
 def save(path: Path, tree: Any) -> None:
     """Write `tree` to the folder `path`, replacing a checkpoint that is there."""
-    ocp.save_pytree(path.absolute(), tree, overwrite=True)
+    ocp.save(path.absolute(), tree, overwrite=True)
 
 
 def load(path: Path, like: Any) -> Any:
@@ -33,7 +33,7 @@ def load(path: Path, like: Any) -> Any:
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever the state was written from
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
     try:
-        tree = ocp.load_pytree(path.absolute(), abstract)
+        tree = ocp.load(path.absolute(), abstract)
     except Exception as error:  # orbax and tensorstore raise many kinds; all mean the same to a user
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"the checkpoint {path} is damaged or of another run: {reason}") from error

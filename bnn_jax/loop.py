@@ -146,11 +146,7 @@ def collect(
         UserError: zero chains or draws, or sizes that do not divide.
     """
     chains = jax.tree.leaves(starts)[0].shape[0]
-    if min(chains, num_draws, thin, block_size) < 1:
-        raise UserError("num_chains, num_draws, thin and block_size must be at least 1")
-    for name, value in (("num_draws", num_draws), ("num_warmup", num_warmup)):
-        if value % block_size:
-            raise UserError(f"{name} {value} must be a multiple of block_size {block_size}")
+    check_blocks(chains, num_warmup, num_draws, thin, block_size)
     mesh = mesh or sharding.chain_mesh(chains)
     key_init, key_steps = jax.random.split(key)
     numbers = sharding.place(jnp.arange(chains), mesh, "sample")
@@ -201,3 +197,12 @@ def check_batch(num_data: int, batch_size: int) -> None:
     """Raise a UserError unless 1 <= batch_size <= num_data."""
     if not 1 <= batch_size <= num_data:
         raise UserError(f"batch_size must lie between 1 and the {num_data} training examples, not {batch_size}")
+
+
+def check_blocks(num_chains: int, num_warmup: int, num_draws: int, thin: int, block_size: int) -> None:
+    """Raise a UserError unless `collect` can run with these sizes."""
+    if min(num_chains, num_draws, thin, block_size) < 1:
+        raise UserError("num_chains, num_draws, thin and block_size must be at least 1")
+    for name, value in (("num_draws", num_draws), ("num_warmup", num_warmup)):
+        if value % block_size:
+            raise UserError(f"{name} {value} must be a multiple of block_size {block_size}")

@@ -62,13 +62,15 @@ def elbo(
         (nats per example) and `kl` (nats, unweighted) apart.
 
     Raises:
-        UserError: N is not positive, `kl` is unknown, or the family has no closed form.
+        UserError: N is not positive, `kl` is unknown, or family and prior have no closed form.
     """
     _positive(num_data, "num_data")
     if kl not in ("closed_form", "monte_carlo"):
         raise UserError(f"unknown kl {kl!r}: choose from closed_form, monte_carlo")
     if kl == "closed_form" and posterior.kl is None:
         raise UserError("this posterior family has no closed-form KL; use kl='monte_carlo'")
+    if kl == "closed_form" and prior.moments is None:
+        raise UserError("the closed-form KL needs a Gaussian prior; use kl='monte_carlo'")
 
     def divergence(key, phi, weights):
         if kl == "closed_form":

@@ -130,9 +130,11 @@ def settle(config: Config) -> tuple[Config, Path]:
         config = dataclasses.replace(config, **QUICK)
     if len(set(config.methods)) != len(config.methods) or not config.methods:
         raise UserError("--methods wants each method once, and at least one")
-    for name in ("map_steps", "vi_steps", "vi_draws", "num_chains"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+    for name in ("map_steps", "vi_steps", "vi_draws", "num_bootstrap"):
+        least = 2 if name == "num_bootstrap" else 1
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}")
+    loop.check_blocks(config.num_chains, config.num_warmup, config.num_draws, config.thin, config.block_size)
     folder = f"compare-{config.dataset}-{config.net}-seed{config.seed}{'-quick' if config.quick else ''}"
     return config, config.out or Path("runs") / folder
 
@@ -265,7 +267,7 @@ def sample_chains(config, name, method, starts, train, out, console) -> Fitted:
                 record = {"blocks": block.index + 1, "seconds": seconds + time.monotonic() - begin}
                 runs.write_json(folder / "progress.json", record)
                 checkpoint.keep_only(state)
-        seconds += time.monotonic() - begin
+        seconds = record["seconds"]
     return Fitted(*draws.load(folder, like, num_blocks), seconds)
 
 

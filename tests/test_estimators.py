@@ -1,5 +1,7 @@
 """Estimators: what a distribution over weights looks like after it has passed through a network."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,22 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from problems import conv_problem
 
-from bnn_jax import estimators, objectives, ops
+from bnn_jax import estimators, objectives
 from bnn_jax.likelihoods import categorical
 from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
 from bnn_jax.types import UserError
 
 SIGMAS = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settings():
+    """Every test looks for reused keys. Compiling costs more than running: leave most optimisations out."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.debug_key_reuse(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def choices() -> list[str]:
@@ -100,11 +111,16 @@ def phi_of(mean, std):
     return mean_field.MeanField(mean, jax.tree.map(lambda s: s + jnp.log(-jnp.expm1(-s)), std))
 
 
-def outputs(name, module, phi, x, count, num_samples=2, seed=0):
-    """(count * num_samples, B, ...) outputs over many keys."""
-    estimator = estimators.build(name, module, mean_field.build(), num_samples)
-    keys = jax.random.split(jax.random.key(seed), count)
-    found = jax.jit(jax.vmap(lambda k: estimator(k, phi, x)[0]))(keys)
+@functools.cache
+def program(name, module, num_samples=2, strategy=None):
+    """The estimator over many keys, (keys, phi, x) -> (outputs, weights): compiled once a shape."""
+    estimator = estimators.build(name, module, mean_field.build(), num_samples, strategy)
+    return jax.jit(jax.vmap(estimator, (0, None, None)))
+
+
+def outputs(name, module, phi, x, count, seed=0):
+    """Outputs over many keys, two samples each, in float64: (2 * count, B, ...)."""
+    found, _ = program(name, module)(jax.random.split(jax.random.key(seed), count), phi, x)
     return np.asarray(found, np.float64).reshape(-1, *found.shape[2:])
 
 
@@ -122,40 +138,36 @@ def test_the_estimators_are_those_that_the_tests_know():
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_keys_jit_vmap(name, conv):
     module, params, batch, phi = conv
-    estimator = estimators.build(name, module, mean_field.build(), 4)
-    keys = jax.random.split(jax.random.key(0), 2)
-    with jax.debug_key_reuse(True):
-        out, weights = estimator(keys[0], phi, batch.x)
-        jitted, _ = jax.jit(estimator)(keys[0], phi, batch.x)
-        many, _ = jax.jit(jax.vmap(estimator, (0, None, None)))(keys, phi, batch.x)
-    assert out.shape == (4, 6, 3)
+    estimator = estimators.build(name, module, mean_field.build(), 2)
+    out, weights = program(name, module)(jax.random.split(jax.random.key(0), 3), phi, batch.x)
+    eager, _ = estimator(jax.random.split(jax.random.key(0), 3)[1], phi, batch.x)
+    assert out.shape == (3, 2, 6, 3)
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(jitted, out, atol=1e-5)
-    np.testing.assert_allclose(many[0], out, atol=1e-5)
-    assert len({float(o[0, 0]) for o in (*many[0], *many[1])}) == 8, "samples or keys share noise"
+    np.testing.assert_allclose(out[1], eager, atol=1e-5)
+    assert len(np.unique(out[:, :, 0, 0])) == 6, "samples or keys share noise"
     assert (weights is not None) == (name in WITH_DRAWS)
     if weights is not None:
-        jax.tree.map(lambda w, p: np.testing.assert_equal(w.shape, (4, *p.shape)), weights, params)
-        again = jax.vmap(lambda w: ops.apply_fn(module)(w, batch.x))(weights)
-        np.testing.assert_allclose(again, out, atol=1e-5)
+        jax.tree.map(lambda w, p: np.testing.assert_equal(w.shape, (3, 2, *p.shape)), weights, params)
+        last = jax.tree.map(lambda w: w[2, 1], weights)
+        np.testing.assert_allclose(module.apply({"params": last}, batch.x), out[2, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_strategies_give_the_same_numbers(name, conv):
-    module, _, batch, phi = conv
-    key = jax.random.key(3)
-    found = [
-        jax.jit(estimators.build(name, module, mean_field.build(), 4, strategy))(key, phi, batch.x)[0]
-        for strategy in (*estimators.STRATEGIES, None, lambda f, xs: jax.vmap(f)(xs))
-    ]
+def test_strategies_give_the_same_numbers(name):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
+    phi = phi_of({"kernel": jnp.linspace(-1, 1, 8).reshape(2, 2, 1, 2)}, 0.3)
+    module, keys = nn.Conv(2, (2, 2), use_bias=False), jax.random.split(jax.random.key(3), 2)
+    strategies = (*estimators.STRATEGIES, None, estimators.over_samples)
+    found = [program(name, module, 4, strategy)(keys, phi, x)[0] for strategy in strategies]
+    assert found[0].shape == (2, 4, 2, 3, 3, 2)
     for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], atol=1e-5)
+        np.testing.assert_allclose(other, found[0], atol=1e-6)
 
 
 def gradients(name, module, phi, batch, count):
     """The ELBO's gradient in phi, for `count` keys: (count, 2P)."""
     posterior = mean_field.build()
-    estimator = estimators.build(name, module, posterior, 2)
+    estimator = estimators.build(name, module, posterior, 2, "vmap")
     bound = objectives.elbo(estimator, posterior, isotropic.build(), categorical.build(), len(batch.x))
     grad = jax.grad(lambda phi, key: bound(key, phi, batch, 1.0)[0])
     keys = jax.random.split(jax.random.key(len(name)), count)
@@ -220,7 +232,6 @@ def test_covariance_between_positions_and_examples(name):
     for product, covariance in expected.values():
         mean, error = mean_se(product)
         within(mean - covariance, error)
-    assert not np.allclose(found[:, 0, 0], found[:, 1, 0]) == shared
 
 
 def test_flipout_has_one_sign_an_example_and_channel():
@@ -228,8 +239,7 @@ def test_flipout_has_one_sign_an_example_and_channel():
     module = nn.Conv(4, (1, 1), use_bias=False)
     x = jnp.ones((16, 3, 5, 4))
     phi = phi_of({"kernel": jnp.eye(4)[None, None]}, 0.1)
-    (out,), _ = estimators.build("flipout", module, mean_field.build(), 1)(jax.random.key(0), phi, x)
-    perturbation = np.asarray(out - x)
+    perturbation = outputs("flipout", module, phi, x, 1)[0] - np.asarray(x)
     assert np.abs(perturbation).min() > 0
     np.testing.assert_allclose(perturbation, np.broadcast_to(perturbation[:, :1, :1], x.shape), atol=1e-6)
     signs = np.sign(perturbation[:, 0, 0])
@@ -244,20 +254,17 @@ def test_inputs_of_zero_have_finite_gradients(name):
     module = nn.Conv(2, (2, 2), use_bias=False)
     x = jnp.zeros((1, 3, 3, 1))
     phi = phi_of({"kernel": jnp.ones((2, 2, 1, 2))}, 0.1)
-    estimator = estimators.build(name, module, mean_field.build(), 1)
-    grads = jax.grad(lambda phi, x: estimator(jax.random.key(0), phi, x)[0].sum(), (0, 1))(phi, x)
+    keys = jax.random.split(jax.random.key(0), 1)
+    grads = jax.grad(lambda phi, x: program(name, module)(keys, phi, x)[0].sum(), (0, 1))(phi, x)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("build", [conv_problem, lambda: (Nested(), None, conv_problem()[2])])
-def test_tiny_std_is_the_deterministic_net(name, build):
-    module, _, batch = build()
-    params = module.init(jax.random.key(2), batch.x)["params"]
-    estimator = estimators.build(name, module, mean_field.build(), 2)
-    out, _ = estimator(jax.random.key(0), phi_of(params, 1e-8), batch.x)
-    for sample in out:
-        np.testing.assert_allclose(sample, module.apply({"params": params}, batch.x), atol=1e-5)
+def test_tiny_std_is_the_deterministic_net(name, conv):
+    module, params, batch, _ = conv
+    out = outputs(name, module, phi_of(params, 1e-8), batch.x, 3)
+    expected = np.asarray(module.apply({"params": params}, batch.x))
+    np.testing.assert_allclose(out, np.broadcast_to(expected, out.shape), atol=1e-5)
 
 
 def test_antithetic_pairs_cancel_odd_functions():
@@ -266,7 +273,7 @@ def test_antithetic_pairs_cancel_odd_functions():
     for f, mean in ((lambda w, x: x @ w, 1.5), (lambda w, x: jnp.tanh(x * w.T) ** 3, 0.0)):
         phi = phi_of({"w": jnp.full((3, 1), mean)}, 0.7)
         estimator = estimators.antithetic(lambda p, x, f=f: f(p["w"], x), mean_field.build(), 2)
-        out = jax.vmap(lambda k: estimator(k, phi, x)[0])(jax.random.split(jax.random.key(1), 50))
+        out, _ = jax.vmap(estimator, (0, None, None))(jax.random.split(jax.random.key(1), 50), phi, x)
         assert np.std(out) > 0.1
         expected = np.asarray(f(phi.mean["w"], x))[None]
         np.testing.assert_allclose(out.mean(1), np.broadcast_to(expected, out.mean(1).shape), atol=1e-5)
@@ -301,7 +308,8 @@ def test_modules_made_in_setup_are_intercepted(name):
         )
         phi = phi_of(params, jax.tree_util.tree_map_with_path(noisy, params))
         found = outputs(name, Nested(), phi, x, 20)
-        assert found.std(0).min() > 1e-2
+        centre = np.asarray(Nested().apply({"params": params}, x))
+        assert np.abs(found - centre).max(0).min() > 1e-2, f"{layer} has no noise"
         assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-2, f"{layer} was not intercepted"
     sampled = outputs("sampling", Nested(), phi, x, 20)
     np.testing.assert_allclose(sampled[:, 0], sampled[:, 1], atol=1e-6)

@@ -39,7 +39,7 @@ def load(path: Path | None = None, seed: int = 0) -> Dataset:
     images = {part: _images(path, arrays[f"{part}_images"]) for part in ("train", "test")}
     labels = {part: _labels(path, arrays[f"{part}_labels"]) for part in ("train", "test")}
     mean, std = images["train"].mean(), images["train"].std()
-    if not std > 0:
+    if std == 0:
         raise UserError(f"{path}: all training pixels have the same value")
     show = images["test"]
     return check(
@@ -69,4 +69,6 @@ def _labels(path, labels):
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise UserError(f"{path}: labels must be (N,) or (N, 1), not {labels.shape}: one class an image")
-    return labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else labels
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path}: class labels must be integers, not {labels.dtype}")
+    return labels.astype(np.int32)

@@ -1,0 +1,126 @@
+"""A state comes back from disk as it was saved, or not at all."""
+
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bnn_jax import checkpoint, sharding
+from bnn_jax.types import UserError
+
+
+class State(NamedTuple):
+    params: dict
+    optimizer: object
+    t: jax.Array
+
+
+def state(seed: int = 0, width: int = 3) -> State:
+    rng = np.random.default_rng(seed)
+    params = {"Dense_0": {"kernel": jnp.asarray(rng.standard_normal((width, 2)), jnp.float32)}}
+    params["half"] = jnp.asarray(rng.standard_normal(4), jnp.bfloat16)
+    return State(params, optax.adam(1e-2).init(params), jnp.asarray(7, jnp.int32))
+
+
+def assert_equal(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert [a.dtype for a in jax.tree.leaves(got)] == [a.dtype for a in jax.tree.leaves(want)]
+
+
+def refused(path, like) -> str:
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path, like)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoints") / "state-00001"
+    checkpoint.save(path, state())
+    return path
+
+
+def test_round_trip(saved):
+    """Into arrays, or into shapes alone."""
+    want = state()
+    assert_equal(checkpoint.load(saved, jax.tree.map(jnp.zeros_like, want)), want)
+    assert_equal(checkpoint.load(saved, jax.eval_shape(lambda: want)), want)
+
+
+def test_sharded_states_come_back_on_one_device(tmp_path):
+    mesh = sharding.make_mesh(8, 1)
+    chains = {"z": np.arange(24.0, dtype=np.float32).reshape(8, 3)}
+    checkpoint.save(tmp_path / "s", sharding.place(chains, mesh, "sample"))
+    found = checkpoint.load(tmp_path / "s", chains)
+    assert_equal(found, chains)
+    assert len(found["z"].devices()) == 1
+
+
+def test_saving_again_replaces(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path.relative_to(tmp_path) / "deep" / "state"  # relative paths work
+    for seed in (0, 1):
+        checkpoint.save(path, state(seed))
+    assert_equal(checkpoint.load(path, state()), state(1))
+    assert [p.name for p in path.parent.iterdir()] == ["state"]
+
+
+def test_another_structure_or_shape(saved):
+    sound = state()
+    assert "another network" in refused(saved, state(width=4))
+    for foreign in (
+        sound._replace(params={"other": jnp.zeros(3)}),
+        sound._replace(optimizer=optax.sgd(1e-2).init(sound.params)),
+        {"params": sound.params},
+        sound.params,
+    ):
+        assert "another" in refused(saved, foreign)
+
+
+def test_another_dtype(saved):
+    """Never a silent loss of precision or of meaning."""
+    like = state()._replace(t=jnp.asarray(0.0))
+    assert "another" in refused(saved, like)
+
+
+def test_missing(tmp_path):
+    assert "no checkpoint" in refused(tmp_path / "nowhere", state())
+    (tmp_path / "file").write_text("")
+    assert "no checkpoint" in refused(tmp_path / "file", state())
+
+
+def damaged_files(path):
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("damage", ["emptied folder", "garbage", "empty files", "truncated", "foreign"])
+def test_damage_is_told_in_one_line(damage, saved, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(saved, path)
+    for file in damaged_files(path):
+        content = file.read_bytes()
+        if damage in ("emptied folder", "foreign"):
+            file.unlink()
+        elif damage == "garbage":
+            file.write_bytes(bytes(range(256)) * 4)
+        elif damage == "empty files":
+            file.write_bytes(b"")
+        else:
+            file.write_bytes(content[: len(content) // 2])
+    if damage == "foreign":
+        (path / "holiday.txt").write_text("photographs")
+    assert "damaged or of another run" in refused(path, state())
+
+
+def test_keep_only_deletes_its_own_siblings(tmp_path):
+    for name in ("state-00001", "state-00002", "state-00010", "other-00001", "state", "final"):
+        (tmp_path / name).mkdir()
+    checkpoint.keep_only(tmp_path / "state-00010")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "other-00001", "state", "state-00010"]

@@ -1,0 +1,57 @@
+"""Parts by name, and the arguments that a part asks for."""
+
+import pytest
+
+from bnn_jax import parts
+from bnn_jax.types import UserError
+
+FIRST = {
+    "network": "digits",
+    "prior": "fan_in",
+    "likelihood": "categorical",
+    "posterior": "mean_field",
+    "method": "hmc",
+    "data set": "digits",
+}
+
+
+@pytest.mark.parametrize("kind", parts.KINDS)
+def test_every_part_is_found_by_its_name(kind):
+    names = parts.names(kind)
+    assert names == sorted(names)
+    assert FIRST[kind] in names
+    for name in names:
+        function = parts.find(kind, name)
+        assert callable(function)
+        assert function.__doc__, f"{kind} {name} says nothing about itself"
+        assert function.__name__ == parts.KINDS[kind][1]
+
+
+@pytest.mark.parametrize("kind", parts.KINDS)
+@pytest.mark.parametrize("name", ["nonesuch", "", "../types", "__init__"])
+def test_unknown_names_list_the_choices(kind, name):
+    with pytest.raises(UserError, match=f"unknown {kind} .*choose from") as error:
+        parts.find(kind, name)
+    assert all(choice in str(error.value) for choice in parts.names(kind))
+    assert "\n" not in str(error.value)
+
+
+def test_call_passes_what_is_asked_for():
+    build = lambda a, b=2, *, c=3: (a, b, c)
+    assert parts.call(build, {"a": 1, "c": 5, "unwanted": 7}) == (1, 2, 5)
+    assert parts.call(build, {"a": 1, "b": 4}) == (1, 4, 3)
+    with pytest.raises(UserError, match=r"wants a; offered are b, z$"):
+        parts.call(build, {"b": 1, "z": 2})
+
+
+def test_files_with_an_underscore_are_not_parts(tmp_path, monkeypatch):
+    """A package of one's own: a part and a helper."""
+    package = tmp_path / "my_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text("def build():\n    return 42\n")
+    (package / "_helper.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(parts.KINDS, "thing", ("my_parts", "build"))
+    assert parts.names("thing") == ["mine"]
+    assert parts.call(parts.find("thing", "mine"), {}) == 42

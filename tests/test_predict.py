@@ -1,0 +1,115 @@
+"""The streaming predictive equals the direct computation over stacked draws."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnn_jax import ops, predict
+from bnn_jax.likelihoods import bernoulli, categorical, gaussian
+from bnn_jax.types import UserError
+
+D, T = 9, 11
+X = np.random.default_rng(0).standard_normal((T, 4)).astype(np.float32)
+CASES = {"categorical": (categorical.build(), 3), "bernoulli": (bernoulli.build(), 1), "gaussian": (gaussian.build(), 2)}
+CASES |= {"known noise": (gaussian.build(0.3), 1)}
+
+
+def problem(name):
+    likelihood, outputs = CASES[name]
+    rng = np.random.default_rng(1)
+    draws = {"kernel": rng.standard_normal((D, 4, outputs)), "bias": rng.standard_normal((D, outputs))}
+    if likelihood.task == "regression":
+        draws["bias"][:, 0] += 30
+    draws = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), draws)
+    apply = ops.apply_fn(nn.Dense(outputs))
+    return likelihood, apply, draws
+
+
+def direct(likelihood, apply, draws):
+    """mean, std, total, aleatoric, epistemic in float64 from the predictions of every draw."""
+    outputs = np.stack([np.asarray(apply(jax.tree.map(lambda a, d=d: a[d], draws), X)) for d in range(D)])
+    each = np.stack([np.asarray(likelihood.mean(o)) for o in outputs]).astype(np.float64)
+    mean, std = each.mean(0), each.std(0)
+    if likelihood.task == "classification":
+        entropy = lambda p: -np.sum(p * np.log(np.maximum(p, 1e-300)), -1)
+        return mean, std, entropy(mean), entropy(each).mean(0), entropy(mean) - entropy(each).mean(0)
+    aleatoric = np.mean([np.asarray(likelihood.noise(o)) for o in outputs], 0)
+    return mean, std, aleatoric + std**2, aleatoric, std**2
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch_size", [T, 4, 1, 500])
+def test_equals_the_direct_computation(name, batch_size):
+    """For every batch size: 4 pads the last batch of 11 points. Regression means lie near 30, where sums of
+    squares in float32 would lose the variance."""
+    likelihood, apply, draws = problem(name)
+    found = predict.build(apply, likelihood, predict.stacked, batch_size)(draws, X, D)
+    for got, want in zip(found, direct(likelihood, apply, draws), strict=True):
+        assert isinstance(got, np.ndarray)
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-6)
+    np.testing.assert_allclose(found.total, found.aleatoric + found.epistemic, rtol=1e-5, atol=2e-6)
+    if likelihood.task == "classification":
+        np.testing.assert_allclose(found.mean.sum(-1), 1, rtol=1e-6)
+        assert (found.epistemic >= 0).all()
+        assert found.epistemic.max() > 0.01
+
+
+def test_number_of_draws_does_not_compile_again():
+    """Nor do fresh draws of the same shape; another number of points may."""
+    likelihood, apply, draws = problem("categorical")
+    traces = []
+
+    def counted(params, x):
+        traces.append(x.shape)
+        return apply(params, x)
+
+    predictive = predict.build(counted, likelihood, predict.stacked, batch_size=4)
+    few = predictive(draws, X, 2)
+    once = len(traces)
+    many = predictive(draws, X, D)
+    predictive(jax.tree.map(lambda a: a + 1, draws), X[:8], 5)
+    assert len(traces) == once > 0
+    assert np.abs(few.mean - many.mean).max() > 0.01
+    np.testing.assert_allclose(
+        few.mean, predict.build_each(apply, likelihood)(draws, X)[:2].mean(0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_one_draw_has_no_epistemic_part():
+    for name in CASES:
+        likelihood, apply, draws = problem(name)
+        found = predict.build(apply, likelihood, predict.stacked)(draws, X, 1)
+        np.testing.assert_array_equal(found.std, 0)
+        np.testing.assert_allclose(found.epistemic, 0, atol=1e-6)
+    with pytest.raises(UserError, match="num_draws"):
+        predict.build(apply, likelihood, predict.stacked)(draws, X, 0)
+
+
+def test_sampled_draws_are_fresh_and_reproducible():
+    """Draw i is sample(fold_in(key, i), state): the same as stacking them first."""
+    likelihood, apply, draws = problem("categorical")
+    state = jax.tree.map(lambda a: a[0], draws)
+    noise = lambda key, state: jax.tree.map(lambda a: a + 0.5 * jax.random.normal(key, a.shape), state)
+    predictive = predict.build(apply, likelihood, predict.sampled(noise), batch_size=4)
+    found = predictive((jax.random.key(3), state), X, D)
+    keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(D)]
+    fixed = jax.tree.map(lambda *a: jnp.stack(a), *[noise(key, state) for key in keys])
+    want = predict.build(apply, likelihood, predict.stacked)(fixed, X, D)
+    for got, w in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, w, rtol=1e-4, atol=1e-6)
+    assert found.std.max() > 0.01
+    other = predictive((jax.random.key(4), state), X, D)
+    assert np.abs(other.mean - found.mean).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_build_each_keeps_the_draws_apart(name):
+    likelihood, apply, draws = problem(name)
+    found = predict.build_each(apply, likelihood, batch_size=4)(draws, X)
+    assert found.shape == ((D, T, found.shape[-1]) if likelihood.task == "classification" else (D, T))
+    for d in range(D):
+        want = likelihood.mean(apply(jax.tree.map(lambda a, d=d: a[d], draws), X))
+        np.testing.assert_allclose(found[d], want, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,204 @@
+"""scripts/compare.py as its users meet it: whole runs in their own process, wrong input, interruptions."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+from bnn_jax.types import UserError
+
+ROOT = Path(__file__).parent.parent
+TINY = [  # two chains of 20 draws; shows everything and proves nothing
+    *("--map-steps", "60", "--vi-steps", "60", "--vi-draws", "8", "--num-warmup", "10", "--num-draws", "20"),
+    *("--block-size", "5", "--trajectory-length", "0.1", "--num-bootstrap", "20"),
+]
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, arguments)]
+
+
+def environment():
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def run(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=900)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run and what it printed."""
+    out = tmp_path_factory.mktemp("compare") / "run"
+    done = run("--out", out, *TINY)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_writes_what_it_promises(finished):
+    out, printed = finished
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["methods"]) == {"map", "vi", "hmc"}
+    for name, record in results["methods"].items():
+        measures = ["accuracy", "nll", "brier", "ece"]
+        measures += ["agreement", "total_variation"] if name != "hmc" else []
+        for measure in measures:
+            low, high = record[f"{measure}_interval"]
+            assert low <= record[measure] <= high
+        assert record["seconds"] > 0
+    for measure in ("agreement", "total_variation"):
+        low, high = results["floor"][f"{measure}_interval"]
+        assert 0 <= low <= results["floor"][measure] <= high <= 1
+    diagnosed = results["diagnostics"]["hmc"]
+    for name in (
+        *("rhat_function_median", "rhat_function_q95", "rhat_weight_median", "ess_function_min"),
+        *("acceptance", "step_size", "num_steps", "divergences", "moved"),
+    ):
+        assert diagnosed[name] is not None, name
+    assert results["environment"]["num_devices"] == 2  # one a chain
+    assert results["config"]["seed"] == 0
+    assert results["data"]["num_train"] == 1297
+    for name in ("report.html", "distances.png", "reliability.png", "weight_std.png", "rhat.png", "hmc.nc"):
+        assert (out / name).stat().st_size > 0
+    for word in ("ELBO", "acceptance", "step size", "left", "accuracy", "report"):
+        assert word in printed
+
+
+def test_the_same_command_repeats_the_table_and_from_redoes_the_report(finished):
+    out, printed = finished
+    before = json.loads((out / "results.json").read_text())
+    (out / "report.html").unlink()
+    for arguments in (("--out", out, *TINY), ("--from", out)):
+        again = run(*arguments)
+        assert again.returncode == 0, again.stderr
+        assert "ELBO" not in again.stdout  # nothing was trained
+        assert again.stdout.split("report:")[0].strip() in printed
+        after = json.loads((out / "results.json").read_text())
+        assert {**after, "environment": None} == {**before, "environment": None}
+    assert (out / "report.html").exists()
+
+
+def test_an_interrupted_run_goes_on_with_the_same_draws(finished, tmp_path):
+    out, _ = finished
+    part = tmp_path / "part"
+    process = subprocess.Popen(command("--out", part, *TINY), env=environment(), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    while not (part / "hmc" / "progress.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert not (part / "results.json").exists()
+    resumed = run("--out", part, *TINY)
+    assert resumed.returncode == 0, resumed.stderr
+    for index in range(4):
+        whole, pieces = (np.load(folder / "hmc" / f"block_{index:05d}.npz") for folder in (out, part))
+        for name in whole.files:
+            np.testing.assert_array_equal(whole[name], pieces[name])
+
+
+def medmnist(path, **changed):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_images": rng.integers(0, 255, (40, 12, 12), np.uint8),
+        "train_labels": (np.arange(40) % 2)[:, None],
+        "test_images": rng.integers(0, 255, (10, 12, 12), np.uint8),
+        "test_labels": (np.arange(10) % 2)[:, None],
+    }
+    np.savez(path, **{**arrays, **changed})
+    return path
+
+
+# What a user may do wrong -> what the one line must say.
+NAN = np.full((40, 12, 12), np.nan, np.float32)
+WRONG = {
+    "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from digits, lenet, mlp"),
+    "dataset": (["--dataset", "cifar11"], "unknown data set 'cifar11': choose from digits, medmnist"),
+    "method": (["--methods", "map", "gibbs"], "unknown method 'gibbs': choose from hmc, map, nuts, vi"),
+    "prior": (["--prior", "flat"], "unknown prior 'flat': choose from fan_in, isotropic"),
+    "posterior": (["--posterior", "flow"], "unknown posterior 'flow': choose from mean_field"),
+    "estimator": (["--estimator", "magic"], "unknown estimator 'magic': choose from sampling"),
+    "twice": (["--methods", "map", "map"], "each method once"),
+    "chains": (["--num-chains", "0"], "num_chains, num_draws, thin and block_size must be at least 1"),
+    "draws": (["--num-draws", "0"], "must be at least 1"),
+    "warmup": (["--num-warmup", "7"], "must be a multiple of block_size"),
+    "batch": (["--batch-size", "2000"], "batch_size must lie between 1 and the 1297 training examples"),
+    "trajectory": (["--trajectory-length", "-1"], "trajectory_length must be a positive number"),
+    "kl": (["--prior", "laplace"], "closed-form KL needs a Gaussian prior"),
+    "small images": (["--net", "lenet"], "lenet needs images"),
+    "path": (["--path", "x.npz"], "takes no --path"),
+    "no path": (["--dataset", "medmnist"], "needs --path"),
+    "no file": (["--dataset", "medmnist", "--path", "nowhere.npz"], "no file nowhere.npz"),
+    "text file": (["--dataset", "medmnist", "--path", "text.npz"], "damaged or not an .npz file"),
+    "other npz": (["--dataset", "medmnist", "--path", "other.npz"], "not in MedMNIST format"),
+    "nan": (["--dataset", "medmnist", "--path", "nan.npz"], "NaN or infinite values"),
+    "labels": (["--dataset", "medmnist", "--path", "labels.npz"], "labels must lie in 0..1"),
+    "one class": (["--dataset", "medmnist", "--path", "one.npz"], "one class only"),
+    "from nowhere": (["--from", "nowhere"], "no run folder at nowhere"),
+    "from and more": (["--from", "nowhere", "--seed", "3"], "--from takes the settings of the finished run"),
+    "foreign folder": (["--out", "foreign"], "not a run of compare; nothing was changed"),
+    "file in the way": (["--out", "text.npz"], "is a file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_told_in_one_line(name, tmp_path, monkeypatch):
+    arguments, message = WRONG[name]
+    compare = load_script()
+    monkeypatch.chdir(tmp_path)
+    medmnist("nan.npz", train_images=NAN)
+    medmnist("labels.npz", test_labels=np.full((10, 1), 7))
+    medmnist("one.npz", train_labels=np.zeros((40, 1), int), test_labels=np.zeros((10, 1), int))
+    np.savez("other.npz", x=np.zeros(3))
+    Path("text.npz").write_text("no archive")
+    Path("foreign").mkdir()
+    Path("foreign/thesis.txt").write_text("mine")
+    before = sorted(Path().rglob("*"))
+    config = tyro.cli(compare.Config, args=arguments)
+    with pytest.raises(UserError) as caught:
+        compare.main(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(Path().rglob("*")) == before  # nothing begun, nothing overwritten
+    assert Path("foreign/thesis.txt").read_text() == "mine"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts" / "compare.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_exit_codes_and_other_settings_are_refused(finished, tmp_path):
+    out, _ = finished
+    before = (out / "run.json").read_bytes()
+    refused = run("--out", out, *TINY, "--seed", "1")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "seed 0 there, 1 here" in refused.stderr
+    assert (out / "run.json").read_bytes() == before
+    assert run("--no-such-option").returncode == 2
+    assert run("--help").returncode == 0
+
+
+def test_damaged_draws_are_named(finished, tmp_path):
+    out, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    block = copy / "hmc" / "block_00001.npz"
+    block.write_bytes(block.read_bytes()[:-1000])
+    damaged = run("--from", copy)
+    assert damaged.returncode == 2
+    assert "block_00001.npz is damaged" in damaged.stderr
+    assert damaged.stderr.count("\n") == 1

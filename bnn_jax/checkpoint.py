@@ -5,10 +5,12 @@ an abstract tree so that a foreign one is refused.
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from bnn_jax.types import UserError
@@ -26,21 +28,34 @@ def load(path: Path, like: Any) -> Any:
         like: a tree of the same structure, shapes and dtypes (arrays or `jax.ShapeDtypeStruct`).
 
     Raises:
-        UserError: nothing there, damaged, or of another structure.
+        UserError: nothing there, damaged, or of another structure, shape or dtype.
     """
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}")
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever the state was written from
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
     try:
-        tree = ocp.load(path.absolute(), abstract)
+        # Compared before reading: orbax casts other dtypes silently and logs tracebacks for other shapes.
+        stored = ocp.metadata(path.absolute()).metadata
+        if stored is None:
+            raise ValueError("its metadata cannot be read")
+        same = _leaves(stored) == _leaves(abstract)
+        tree = ocp.load(path.absolute(), abstract) if same else None
     except Exception as error:  # orbax and tensorstore raise many kinds; all mean the same to a user
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"the checkpoint {path} is damaged or of another run: {reason}") from error
-    wrong = jax.tree.map(lambda a, b: a.shape != b.shape, tree, abstract)
-    if any(jax.tree.leaves(wrong)):
-        raise UserError(f"the checkpoint {path} is of another network: its shapes differ")
+    if not same:
+        raise UserError(
+            f"the checkpoint {path} is of another network or method: names, shapes or dtypes differ"
+        )
     return tree
+
+
+def _leaves(tree):
+    """Path -> (shape, dtype); orbax's own record of a tree has lists and dicts for tuples and NamedTuples."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves}
 
 
 def keep_only(path: Path) -> None:

@@ -160,10 +160,13 @@ def build(
     Raises:
         UserError: no such estimator; the message lists the choices. And as the estimators do.
     """
-    on_apply, on_module = {"sampling": sampling, "antithetic": antithetic}, {
-        "local_reparam": local_reparam,
-        "flipout": flipout,
-    }
+    on_apply, on_module = (
+        {"sampling": sampling, "antithetic": antithetic},
+        {
+            "local_reparam": local_reparam,
+            "flipout": flipout,
+        },
+    )
     if name in on_apply:
         return on_apply[name](ops.apply_fn(module), posterior, num_samples, strategy)
     if name in on_module:

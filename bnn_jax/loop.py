@@ -107,7 +107,9 @@ def fit(
         info = {name: float(np.mean(value)) for name, value in info.items()}  # the mean of an ensemble
         if not all(map(np.isfinite, info.values())):
             bad = ", ".join(n for n, v in info.items() if not np.isfinite(v))
-            raise UserError(f"{bad} became NaN or infinite before step {start + count}: lower the learning rate")
+            raise UserError(
+                f"{bad} became NaN or infinite before step {start + count}: lower the learning rate"
+            )
         history.append({"step": start + count, **info})
         progress(start + count, info)
     return state, {name: np.array([row[name] for row in history]) for name in history[0]} if history else {}
@@ -196,7 +198,9 @@ def collect(
 def check_batch(num_data: int, batch_size: int) -> None:
     """Raise a UserError unless 1 <= batch_size <= num_data."""
     if not 1 <= batch_size <= num_data:
-        raise UserError(f"batch_size must lie between 1 and the {num_data} training examples, not {batch_size}")
+        raise UserError(
+            f"batch_size must lie between 1 and the {num_data} training examples, not {batch_size}"
+        )
 
 
 def check_blocks(num_chains: int, num_warmup: int, num_draws: int, thin: int, block_size: int) -> None:

@@ -73,7 +73,9 @@ def build(apply: Callable, likelihood: Likelihood, draw: Callable, batch_size: i
     def predictive(source: Any, x: Any, num_draws: int) -> Predictive:
         if num_draws < 1:
             raise UserError(f"num_draws must be at least 1, not {num_draws}")
-        mean, variance, aleatoric = in_batches(lambda part: accumulate(source, part, num_draws), x, batch_size)
+        mean, variance, aleatoric = in_batches(
+            lambda part: accumulate(source, part, num_draws), x, batch_size
+        )
         if likelihood.task == "classification":
             total = -np.sum(np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1)), 0), -1)
             epistemic = np.maximum(total - aleatoric, 0)  # Jensen: negative by rounding only
@@ -97,7 +99,9 @@ def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -
         return jax.lax.map(lambda params: likelihood.mean(apply(params, x)), draws)
 
     def predictions(draws: Params, x: Any) -> np.ndarray:
-        return np.moveaxis(in_batches(lambda part: jnp.moveaxis(each(draws, part), 0, 1), x, batch_size), 0, 1)
+        return np.moveaxis(
+            in_batches(lambda part: jnp.moveaxis(each(draws, part), 0, 1), x, batch_size), 0, 1
+        )
 
     return predictions
 
@@ -110,5 +114,5 @@ def in_batches(f: Callable, x: Any, batch_size: int) -> Any:
     for start in range(0, len(x), size):
         part = x[start : start + size]
         padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-        parts.append(jax.tree.map(lambda a, n=len(part): np.asarray(a)[:n], f(padded)))
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+        parts.append(f(padded))
+    return jax.tree.map(lambda *a: np.concatenate(a)[: len(x)], *parts)

@@ -53,7 +53,7 @@ def read_mark(folder: Path, script: str) -> dict[str, Any]:
     try:
         mark = json.loads((folder / MARK).read_text())
         if (mark["project"], mark["script"]) == ("bnn_jax", script):
-            return mark["config"]
+            return dict(mark["config"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(f"{folder} exists and is not a run of {script}; nothing was changed")

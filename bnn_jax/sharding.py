@@ -43,7 +43,8 @@ def chain_mesh(num_chains: int) -> Mesh:
 
 def place(tree: Any, mesh: Mesh, axis: str | None = None) -> Any:
     """`tree` on the mesh: its leading axis split over `axis`, or replicated with None."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(axis)))
+    spec = PartitionSpec() if axis is None else PartitionSpec(axis)  # P(None) would refuse scalars
+    return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
 def constrain(tree: Any, mesh: Mesh, axis: str) -> Any:

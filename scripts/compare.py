@@ -72,12 +72,13 @@ class Config:
     thin: int = 1  # steps a draw
     block_size: int = 20  # draws a chain between two writes to disk
     trajectory_length: float = math.pi / 4  # of HMC, in prior widths
+    max_tree_depth: int = 8  # of NUTS: at most 2^depth leapfrog steps a draw
     num_bootstrap: int = 200  # replicates behind every interval
 
 
 QUICK = dict(
     map_steps=200, vi_steps=400, beta_warmup=50, vi_draws=20, num_warmup=20, num_draws=20, block_size=10,
-    trajectory_length=0.1, num_bootstrap=50,
+    trajectory_length=0.1, max_tree_depth=3, num_bootstrap=50,
 )  # fmt: skip
 REFERENCES = ("hmc", "nuts")  # the first of these that runs is what the others are compared with
 
@@ -106,6 +107,13 @@ def main(config: Config) -> int:
     data = parts.find("data set", config.dataset)(config.path, config.seed)
     model = build(config, data)
     runs.claim(out, "compare", runs.as_config(config, leave_out=("out", "source")))
+    console.print(
+        f"{data.name}: N = {len(data.x_train)} training and {len(data.x_test)} test examples; {config.net}: "
+        f"{trees.size(model.starts) // config.num_chains} weights; prior {config.prior}; "
+        f"VI: {config.estimator}, KL {config.kl}, beta 0 to 1 in {config.beta_warmup} steps",
+        highlight=False,
+        soft_wrap=True,
+    )
     fitted = fit_all(config, data, model, out, console)
     results, evidence = judge(config, data, model, fitted)
     runs.write_json(out / "results.json", results)
@@ -133,7 +141,9 @@ def settle(config: Config) -> tuple[Config, Path]:
     for name in ("map_steps", "vi_steps", "vi_draws", "num_bootstrap"):
         least = 2 if name == "num_bootstrap" else 1
         if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}"
+            )
     loop.check_blocks(config.num_chains, config.num_warmup, config.num_draws, config.thin, config.block_size)
     folder = f"compare-{config.dataset}-{config.net}-seed{config.seed}{'-quick' if config.quick else ''}"
     return config, config.out or Path("runs") / folder
@@ -165,10 +175,13 @@ def build(config: Config, data: Dataset) -> Model:
         "beta": optax.linear_schedule(0.0, 1.0, config.beta_warmup),
         "num_warmup": config.num_warmup,
         "trajectory_length": config.trajectory_length,
+        "max_tree_depth": config.max_tree_depth,
     }
     adam = optax.adam(optax.cosine_decay_schedule(config.map_learning_rate, config.map_steps))
     methods = {
-        name: parts.call(parts.find("method", name), {**offered, "optimizer": adam} if name == "map" else offered)
+        name: parts.call(
+            parts.find("method", name), {**offered, "optimizer": adam} if name == "map" else offered
+        )
         for name in dict.fromkeys(("map", *config.methods))
     }
     keys = jax.random.split(stream(config, "init"), config.num_chains)
@@ -181,9 +194,7 @@ def stream(config: Config, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
 
 
-def fit_all(
-    config: Config, data: Dataset, model: Model, out: Path, console: Console
-) -> dict[str, Fitted]:
+def fit_all(config: Config, data: Dataset, model: Model, out: Path, console: Console) -> dict[str, Fitted]:
     """Every method's draws, from the run folder where they are there, else computed and kept."""
     train = Batch(data.x_train, data.y_train)
     members = ensemble.build(model.methods["map"], config.num_chains)

@@ -1,7 +1,7 @@
 """Regenerate every table and picture in README and docs from recorded results.
 
-    python scripts/readme.py RUN      takes over a finished run of scripts/compare.py first
-    python scripts/readme.py          only rewrites the tables from what is committed
+python scripts/readme.py RUN      takes over a finished run of scripts/compare.py first
+python scripts/readme.py          only rewrites the tables from what is committed
 """
 
 import dataclasses
@@ -35,11 +35,13 @@ def main(config: Config) -> None:
         shutil.copy(config.run / "results.json", RESULTS)
         shutil.copy(config.run / "distances.png", ROOT / "docs" / "images" / "distances.png")
     results = runs.read_json(RESULTS)
-    where = "{num_cores} CPU cores, Python {python}, jax {jax}, numpyro {numpyro}".format(**results["environment"])
+    where = "{num_cores} CPU cores, Python {python}, jax {jax}, numpyro {numpyro}".format(
+        **results["environment"]
+    )
     fill(ROOT / "README.md", "compare", f"{tables.markdown(results)}- Seconds on {where}.\n")
     measured = runs.read_json(LEAPFROG)
     if measured is not None:
-        fill(ROOT / "docs" / "performance.md", "leapfrog", _benchmark("leapfrog").markdown(measured))
+        fill(ROOT / "docs" / "performance.md", "leapfrog", _benchmark("leapfrog").table(measured) + "\n")
 
 
 def fill(path: Path, name: str, text: str) -> None:

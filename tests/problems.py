@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax import ops
-from bnn_jax.types import Batch
+from bnn_jax import estimators, ops
+from bnn_jax.posteriors import mean_field
+from bnn_jax.types import Batch, UserError
 
 
 class Linear(NamedTuple):
@@ -27,10 +28,14 @@ class Linear(NamedTuple):
         return {"kernel": jnp.asarray(w, jnp.float32).reshape(-1, 1)}
 
 
-def linear(num_data: int = 40, features: int = 3, sigma: float = 0.5, std: float = 1.0, seed: int = 0) -> Linear:
+def linear(
+    num_data: int = 40, features: int = 3, sigma: float = 0.5, std: float = 1.0, seed: int = 0
+) -> Linear:
     """Correlated inputs, so that the posterior's weights are correlated too."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((num_data, features)) @ (np.eye(features) + 0.6 * rng.random((features, features)))
+    x = rng.standard_normal((num_data, features)) @ (
+        np.eye(features) + 0.6 * rng.random((features, features))
+    )
     y = x @ rng.standard_normal(features) + sigma * rng.standard_normal(num_data)
     precision = x.T @ x / sigma**2 + np.eye(features) / std**2
     cov = np.linalg.inv(precision)
@@ -63,3 +68,12 @@ def conv_problem(batch: int = 6):
     y = jnp.arange(batch) % 3
     module = ConvNet()
     return module, module.init(jax.random.key(2), x)["params"], Batch(x, y)
+
+
+def estimator_names() -> list[str]:
+    """The names that `estimators.build` offers, from its own message."""
+    try:
+        estimators.build("", nn.Dense(1), mean_field.build(), 1)
+    except UserError as error:
+        return str(error).split("choose from ")[1].split(", ")
+    raise AssertionError("an estimator without a name was built")

@@ -73,7 +73,10 @@ def test_sound_data_pass():
 
 
 BAD = {
-    "NaN input": (dict(x_train=with_value((6, 2, 2, 1), np.nan)), "training part: NaN or infinite values .1 ex"),
+    "NaN input": (
+        dict(x_train=with_value((6, 2, 2, 1), np.nan)),
+        "training part: NaN or infinite values .1 ex",
+    ),
     "infinite input": (dict(x_test=with_value((3, 2, 2, 1), np.inf)), "test part: NaN or infinite values"),
     "empty training": (dict(x_train=np.ones((0, 2, 2, 1)), y_train=np.ones(0, int)), "training part: no ex"),
     "empty test": (dict(x_test=np.ones((0, 2, 2, 1)), y_test=np.ones(0, int)), "test part: no examples"),

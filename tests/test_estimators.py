@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from problems import conv_problem
+from problems import conv_problem, estimator_names
 
 from bnn_jax import estimators, objectives
 from bnn_jax.likelihoods import categorical
@@ -28,14 +28,7 @@ def settings():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def choices() -> list[str]:
-    """The names that `build` offers, from its own message."""
-    with pytest.raises(UserError, match="choose from") as caught:
-        estimators.build("nonsense", nn.Dense(1), mean_field.build(), 1)
-    return str(caught.value).split("choose from ")[1].split(", ")
-
-
-NAMES = choices()
+NAMES = estimator_names()
 WITH_DRAWS = ["sampling", "antithetic"]  # the weights come back; the others draw activations
 INTERCEPTING = [name for name in NAMES if name not in WITH_DRAWS]
 
@@ -112,9 +105,9 @@ def phi_of(mean, std):
 
 
 @functools.cache
-def program(name, module, num_samples=2, strategy=None):
+def program(name, module):
     """The estimator over many keys, (keys, phi, x) -> (outputs, weights): compiled once a shape."""
-    estimator = estimators.build(name, module, mean_field.build(), num_samples, strategy)
+    estimator = estimators.build(name, module, mean_field.build(), 2)
     return jax.jit(jax.vmap(estimator, (0, None, None)))
 
 
@@ -156,10 +149,13 @@ def test_shapes_keys_jit_vmap(name, conv):
 def test_strategies_give_the_same_numbers(name):
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
     phi = phi_of({"kernel": jnp.linspace(-1, 1, 8).reshape(2, 2, 1, 2)}, 0.3)
-    module, keys = nn.Conv(2, (2, 2), use_bias=False), jax.random.split(jax.random.key(3), 2)
-    strategies = (*estimators.STRATEGIES, None, estimators.over_samples)
-    found = [program(name, module, 4, strategy)(keys, phi, x)[0] for strategy in strategies]
-    assert found[0].shape == (2, 4, 2, 3, 3, 2)
+    module = nn.Conv(2, (2, 2), use_bias=False)
+    built = [
+        estimators.build(name, module, mean_field.build(), 4, strategy)
+        for strategy in (*estimators.STRATEGIES, None, lambda f, xs: jax.vmap(f)(xs))
+    ]
+    found = [jax.jit(estimator)(jax.random.key(3), phi, x)[0] for estimator in built]
+    assert found[0].shape == (4, 2, 3, 3, 2)
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=1e-6)
 

@@ -66,7 +66,9 @@ def test_equals_scipy(name):
         assert got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
     if outputs.ndim == 1:
-        np.testing.assert_array_equal(likelihood.log_prob(outputs[:, None], y), likelihood.log_prob(outputs, y))
+        np.testing.assert_array_equal(
+            likelihood.log_prob(outputs[:, None], y), likelihood.log_prob(outputs, y)
+        )
     if likelihood.task == "classification":
         np.testing.assert_allclose(likelihood.mean(outputs).sum(-1), 1, rtol=1e-6)
     else:

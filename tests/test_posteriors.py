@@ -1,4 +1,4 @@
-"""Every variational family starts where it is told, samples what its density says, and has a KL of its own."""
+"""Every variational family starts where it is told, samples what its density says, and states its KL."""
 
 import jax
 import jax.numpy as jnp

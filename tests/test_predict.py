@@ -12,7 +12,11 @@ from bnn_jax.types import UserError
 
 D, T = 9, 11
 X = np.random.default_rng(0).standard_normal((T, 4)).astype(np.float32)
-CASES = {"categorical": (categorical.build(), 3), "bernoulli": (bernoulli.build(), 1), "gaussian": (gaussian.build(), 2)}
+CASES = {
+    "categorical": (categorical.build(), 3),
+    "bernoulli": (bernoulli.build(), 1),
+    "gaussian": (gaussian.build(), 2),
+}
 CASES |= {"known noise": (gaussian.build(0.3), 1)}
 
 

@@ -1,5 +1,7 @@
 """Every prior is a normalised density that its samples follow, at the width that it states."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def test_normalised(name):
     g = lambda w: float(f(np.float32(w)))
     points = [1e-3, 1e-2, 0.1, 1.0]  # a narrow component must not be missed
     edges = [-np.inf, -30.0, *(-p for p in reversed(points)), 0.0, *points, 30.0, np.inf]
-    total = sum(quad(g, a, b, limit=100, epsabs=1e-6)[0] for a, b in zip(edges, edges[1:], strict=False))
+    total = sum(quad(g, a, b, limit=100, epsabs=1e-6)[0] for a, b in pairwise(edges))
     assert total == pytest.approx(1, abs=1e-4)
 
 
@@ -52,7 +54,9 @@ def test_equals_scipy(name):
     settings, want = SCIPY[name]
     prior = parts.find("prior", name)(**settings)
     w = np.array([-3.0, -0.4, 0.0, 1e-3, 2.5], np.float32)
-    assert float(prior.log_prob({"a": w[:2], "b": {"c": w[2:]}})) == pytest.approx(want.logpdf(w).sum(), rel=1e-5)
+    assert float(prior.log_prob({"a": w[:2], "b": {"c": w[2:]}})) == pytest.approx(
+        want.logpdf(w).sum(), rel=1e-5
+    )
 
 
 def test_scale_mixture_equals_its_components():
@@ -65,7 +69,7 @@ def test_scale_mixture_equals_its_components():
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_follow_the_density(name):
     """Kolmogorov-Smirnov of 20,000 weights against the numerically integrated density, at p = 6e-7 (5 sigma);
-    and their standard deviation is `scale`, but for Student-t's, whose `scale` is documented as the bulk's."""
+    and their standard deviation is `scale`, but for Student-t's: its `scale` is documented as the bulk's."""
     prior = parts.find("prior", name)()
     like = {"bias": jnp.zeros(20_000)}
     draws = np.sort(np.asarray(prior.sample(jax.random.key(3), like)["bias"], np.float64))
@@ -113,7 +117,9 @@ def test_moments_only_where_gaussian(name):
     prior = parts.find("prior", name)()
     assert (prior.moments is not None) == (name in ("isotropic", "fan_in"))
     scale = prior.scale(LIKE)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), scale) == jax.tree.map(lambda a: (a.shape, a.dtype), LIKE)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), scale) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), LIKE
+    )
     if prior.moments is not None:
         mean, std = prior.moments(scale)
         jax.tree.map(np.testing.assert_array_equal, std, scale)

@@ -136,9 +136,10 @@ def test_write_json_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypatc
         self.open("w").close()
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        runs.write_json(path, {"a": 2})
+        with pytest.raises(OSError, match="No space"):
+            runs.write_json(path, {"a": 2})
     assert runs.read_json(path) == {"a": 1}
     runs.write_json(path, {"a": 3})
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

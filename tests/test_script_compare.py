@@ -90,7 +90,9 @@ def test_the_same_command_repeats_the_table_and_from_redoes_the_report(finished)
 def test_an_interrupted_run_goes_on_with_the_same_draws(finished, tmp_path):
     out, _ = finished
     part = tmp_path / "part"
-    process = subprocess.Popen(command("--out", part, *TINY), env=environment(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("--out", part, *TINY), env=environment(), stdout=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 600
     while not (part / "hmc" / "progress.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -202,3 +204,28 @@ def test_damaged_draws_are_named(finished, tmp_path):
     assert damaged.returncode == 2
     assert "block_00001.npz is damaged" in damaged.stderr
     assert damaged.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("frozen", "code"), [([1], 0), ([0, 1], 1)])
+def test_a_frozen_chain_is_named_and_left_out(finished, tmp_path, frozen, code):
+    out, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    for block in (copy / "hmc").glob("block_*.npz"):
+        arrays = dict(np.load(block))
+        for name, value in arrays.items():
+            if not name.startswith("trace/"):
+                value[frozen] = 0.5
+        arrays["trace/step_size"][frozen] = 3e38  # what NumPyro's adaptation ends at
+        arrays["trace/num_steps"][frozen] = 0
+        arrays["trace/accept_prob"][frozen] = 1
+        np.savez(block, **arrays)
+    done = run("--from", copy)
+    assert done.returncode == code, done.stderr
+    results = json.loads((copy / "results.json").read_text())
+    for chain in (0, 1):
+        assert results["diagnostics"]["hmc"]["status"][chain] == ("frozen" if chain in frozen else "ok")
+        named = f"hmc: chain {chain + 1} frozen, left out." in done.stdout
+        assert named == (chain in frozen)
+    assert results["reference"] == (None if code else "hmc")
+    assert results["floor"] == {}  # it takes two sound chains

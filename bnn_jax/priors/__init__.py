@@ -24,9 +24,7 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def independent(
-    sample: Callable, log_prob: Callable, scale: Callable, gaussian: bool = False
-) -> Prior:
+def independent(sample: Callable, log_prob: Callable, scale: Callable, gaussian: bool = False) -> Prior:
     """A prior from one leaf's functions.
 
     Args:

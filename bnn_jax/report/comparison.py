@@ -43,7 +43,9 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
         sections.append(html.Section(heading, text, shown))
     if any(results["diagnostics"]):
         sections.append(
-            html.Section("Chains", "One row a chain of every Monte Carlo method.", table=tables.chains(results))
+            html.Section(
+                "Chains", "One row a chain of every Monte Carlo method.", table=tables.chains(results)
+            )
         )
     record = {key: results[key] for key in ("data", "config", "environment")}
     sections.append(html.Section("Settings", "What was run, and where.", table=tables.settings(record)))
@@ -132,7 +134,8 @@ def _chains(reference, evidence, epistemic):
     probs, weights = evidence.probs[reference], evidence.weights[reference]
     uncertain = np.argsort(-epistemic)[:4]
     functions = {
-        f"test image {t}": np.log(np.maximum(probs[:, :, t, evidence.labels[t]], metrics.TINY)) for t in uncertain
+        f"test image {t}": np.log(np.maximum(probs[:, :, t, evidence.labels[t]], metrics.TINY))
+        for t in uncertain
     }
     flat = {name: leaf.reshape(*leaf.shape[:2], -1) for name, leaf in weights.items()}
     singles = {f"{name}[0]": leaf[:, :, 0] for name, leaf in flat.items()}
@@ -149,7 +152,7 @@ def _chains(reference, evidence, epistemic):
             ),
             (
                 "trace_function",
-                "Log probability of the true class on the four test images with the largest epistemic entropy.",
+                "Log probability of the true class, on the four test images of largest epistemic entropy.",
                 plots.traces(functions, "log probability, nats"),
             ),
             (

@@ -16,18 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 _DISTANCES = {"agreement": "agreement with {} ↑", "total_variation": "total variation to {} ↓"}
-_METRICS = {"accuracy": "accuracy ↑", "nll": "NLL, nats ↓", "brier": "Brier ↓", "ece": "ECE ↓", **_DISTANCES}
+_SCORES = {"accuracy": "accuracy ↑", "nll": "NLL, nats ↓", "brier": "Brier ↓", "ece": "ECE ↓"}
 _MISSING = "-"
 
 
 def rows(results: Mapping[str, Any]) -> list[list[str]]:
     """The main table: one row a method, arrows pointing to the better direction.
 
-    The reference has no distance to itself; its row shows the noise floor instead, marked as such. A method
-    with bad chains carries them in its name.
+    The reference has no distance to itself; its row shows the noise floor instead, marked as such. Without a
+    reference there are no distances. A method with bad chains carries them in its name.
     """
-    reference = _reference(results)
-    header = ["method", *(title.format(reference) for title in _METRICS.values()), "seconds"]
+    titles = [title.format(results.get("reference")) for title in _columns(results).values()]
+    header = ["method", *titles, "seconds"]
     return [header, *(_row(results, name) for name in results["methods"])]
 
 
@@ -92,12 +92,16 @@ def console(results: Mapping[str, Any]) -> Group:
     return Group(table, Padding(lines, (1, 0, 0, 0)))
 
 
+def _columns(results):
+    return {**_SCORES, **_DISTANCES} if results.get("reference") else _SCORES
+
+
 def _row(results, name):
     record, prefix = results["methods"][name], ""
-    if name == _reference(results):
+    if name == results.get("reference"):
         record, prefix = {**record, **(results.get("floor") or {})}, "floor "
     cells = []
-    for key in _METRICS:
+    for key in _columns(results):
         cell = _value(record, key)
         cells.append(prefix + cell if key in _DISTANCES and cell != _MISSING else cell)
     bad = [f"chain {chain} {status}" for chain, status in _bad(_diagnostics(results).get(name, {}))]
@@ -119,7 +123,9 @@ def _bad(record):
 
 
 def _floor(results):
-    name, floor = _reference(results), results.get("floor") or {}
+    name, floor = results.get("reference"), results.get("floor") or {}
+    if name is None:
+        return "No reference, so no distances: it takes a sound chain of hmc or nuts."
     variation, agreement = _value(floor, "total_variation"), _value(floor, "agreement")
     if variation == agreement == _MISSING:
         return f"No noise floor: it takes two good chains of {name}."
@@ -171,10 +177,6 @@ def _number(value):
 
 def _seconds(value):
     return _MISSING if value is None else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def _reference(results):
-    return results.get("reference") or "reference"
 
 
 def _diagnostics(results):

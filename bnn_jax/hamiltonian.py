@@ -67,7 +67,7 @@ def build(
 
     def init(key: Key, params: Params) -> HamiltonianState:
         z = jax.tree.map(jnp.divide, params, scale(params))
-        averaging = jax.tree.map(jnp.asarray, averaging_init(jnp.log(10 * step_size)))
+        averaging = jax.tree.map(jnp.asarray, averaging_init(jnp.log(step_size) + jnp.log(10.0)))
         return HamiltonianState(z, jnp.asarray(step_size, jnp.float32), averaging, jnp.zeros((), jnp.int32))
 
     def step(key: Key, state: HamiltonianState, batch: Batch) -> tuple[HamiltonianState, Info]:

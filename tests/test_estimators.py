@@ -19,13 +19,7 @@ from bnn_jax.types import UserError
 SIGMAS = 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def settings():
-    """Every test looks for reused keys. Compiling costs more than running: leave most optimisations out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.debug_key_reuse(True):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 NAMES = estimator_names()

@@ -26,12 +26,7 @@ METHODS = parts.names("method")
 SAMPLERS = {"hmc": hmc.build, "nuts": nuts.build}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def settings():
-    """Compiling costs more than running here: leave most optimisations out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,7 @@ PRIORS = {name: parts.find("prior", name)() for name in parts.names("prior")}
 GAUSSIAN = [name for name, prior in PRIORS.items() if prior.moments is not None]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def settings():
-    """Compiling costs more than running here: leave most optimisations out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,13 @@ SIGMAS = 5
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def key_reuse():
+    """Every test looks for reused keys."""
+    with jax.debug_key_reuse(True):
+        yield
+
+
 NAMES = estimator_names()
 WITH_DRAWS = ["sampling", "antithetic"]  # the weights come back; the others draw activations
 INTERCEPTING = [name for name in NAMES if name not in WITH_DRAWS]

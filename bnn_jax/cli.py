@@ -1,9 +1,10 @@
 """What every command line shares: parsing, exit codes, and progress that survives Ctrl-C.
 
-0 done, 2 the user's mistake (one line on stderr, no traceback), 130 interrupted. Anything else is a bug
-and shows its traceback.
+0 done, 2 the user's mistake or a full or read-only disk (one line on stderr, no traceback), 130
+interrupted. Anything else is a bug and shows its traceback.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,11 @@ def run(
         code = main(settings) or 0
     except UserError as error:
         stderr.print(f"error: {error}", markup=False)
+        code = USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        stderr.print(f"error: {error}; what was written before is kept", markup=False)
         code = USER_ERROR
     except KeyboardInterrupt:
         stderr.print("interrupted; what is done is kept, the same command goes on from there", markup=False)

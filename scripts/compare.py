@@ -145,6 +145,12 @@ def settle(config: Config) -> tuple[Config, Path]:
                 f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}"
             )
     loop.check_blocks(config.num_chains, config.num_warmup, config.num_draws, config.thin, config.block_size)
+    if config.num_draws < diagnostics.MIN_DRAWS:
+        raise UserError(
+            f"--num-draws must be at least {diagnostics.MIN_DRAWS}: R-hat compares halves of chains"
+        )
+    if config.beta_warmup < 0:
+        raise UserError(f"--beta-warmup must not be negative, not {config.beta_warmup}")
     folder = f"compare-{config.dataset}-{config.net}-seed{config.seed}{'-quick' if config.quick else ''}"
     return config, config.out or Path("runs") / folder
 
@@ -172,7 +178,7 @@ def build(config: Config, data: Dataset) -> Model:
         "elbo": objectives.elbo(estimator, posterior, prior, likelihood, num_data, config.kl),
         "num_data": num_data,
         "optimizer": optax.adam(optax.cosine_decay_schedule(config.vi_learning_rate, config.vi_steps)),
-        "beta": optax.linear_schedule(0.0, 1.0, config.beta_warmup),
+        "beta": optax.linear_schedule(0.0, 1.0, config.beta_warmup) if config.beta_warmup else 1.0,
         "num_warmup": config.num_warmup,
         "trajectory_length": config.trajectory_length,
         "max_tree_depth": config.max_tree_depth,

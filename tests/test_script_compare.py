@@ -137,6 +137,8 @@ WRONG = {
     "twice": (["--methods", "map", "map"], "each method once"),
     "chains": (["--num-chains", "0"], "num_chains, num_draws, thin and block_size must be at least 1"),
     "draws": (["--num-draws", "0"], "must be at least 1"),
+    "few draws": (["--num-draws", "2", "--block-size", "1"], "--num-draws must be at least 4"),
+    "beta": (["--beta-warmup", "-1"], "--beta-warmup must not be negative"),
     "warmup": (["--num-warmup", "7"], "must be a multiple of block_size"),
     "batch": (["--batch-size", "2000"], "batch_size must lie between 1 and the 1297 training examples"),
     "trajectory": (["--trajectory-length", "-1"], "trajectory_length must be a positive number"),

@@ -119,7 +119,7 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --text: #e3e7eb; --soft: #9aa4af; --line: #383f47;
   --back: #15191e; --panel: #1e242b; --link: #7cb8f0; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; color: var(--text);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 66rem; color: var(--text);
   background: var(--back); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { margin: 0 0 .6rem; font-size: 1.9rem; line-height: 1.2; }
 h2 { margin: 0 0 .6rem; font-size: 1.3rem; }

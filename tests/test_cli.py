@@ -1,0 +1,63 @@
+"""Exit codes: what a shell or a queue sees of a run."""
+
+import dataclasses
+import errno
+
+import jax
+import pytest
+
+from bnn_jax import cli
+from bnn_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0  # a number
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def mistake():
+    raise UserError("no such [net]: choose another")
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "message"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 1, 1, ""),
+        (mistake, 2, "error: no such [net]: choose another\n"),
+        (full_disk, 2, "No space left on device"),
+        (interrupted, 130, "interrupted"),
+    ],
+)
+def test_exit_codes(act, code, message, monkeypatch, capsys):
+    jax.devices()  # the backend is up, and keeps its devices
+    monkeypatch.setattr("sys.argv", ["script"])
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda config: act(), Config, "A script.")
+    assert stopped.value.code == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == (1 if code > 1 else 0)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script"])
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda config: 1 // 0, Config, "A script.")
+
+
+def test_an_unknown_option_exits_with_two(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["script", "--sed", "3"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda config: 0, Config, "A script.")
+    assert stopped.value.code == 2

@@ -132,8 +132,11 @@ def settle(config: Config) -> tuple[Config, Path]:
         if config != Config(source=config.source):
             raise UserError("--from takes the settings of the finished run and no others")
         found = runs.read_mark(config.source, "compare")
-        config = Config(**{**found, "methods": tuple(found["methods"])}, source=config.source)
-        return dataclasses.replace(config, path=config.path and Path(config.path)), config.source
+        if set(found) != set(runs.as_config(config, leave_out=("out", "source"))):
+            raise UserError(f"{config.source} is a run of another version, whose settings differ")
+        path = found["path"] and Path(found["path"])
+        found = {**found, "methods": tuple(found["methods"]), "path": path}
+        return Config(**found, source=config.source), config.source
     if config.quick:
         config = dataclasses.replace(config, **QUICK)
     if len(set(config.methods)) != len(config.methods) or not config.methods:
@@ -336,6 +339,8 @@ def judge(
             "num_draws": number,
             "note": note,
         }
+    if reference:
+        methods[reference] |= floor  # its distance to itself is the floor
     results = {
         "config": runs.as_config(config, leave_out=("out", "source")),
         "environment": runs.environment(),

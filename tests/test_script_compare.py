@@ -48,14 +48,13 @@ def test_a_run_writes_what_it_promises(finished):
     out, printed = finished
     results = json.loads((out / "results.json").read_text())
     assert set(results["methods"]) == {"map", "vi", "hmc"}
-    for name, record in results["methods"].items():
-        measures = ["accuracy", "nll", "brier", "ece"]
-        measures += ["agreement", "total_variation"] if name != "hmc" else []
-        for measure in measures:
+    for record in results["methods"].values():
+        for measure in ("accuracy", "nll", "brier", "ece", "agreement", "total_variation"):
             low, high = record[f"{measure}_interval"]
             assert low <= record[measure] <= high
         assert record["seconds"] > 0
     for measure in ("agreement", "total_variation"):
+        assert results["methods"]["hmc"][measure] == results["floor"][measure]
         low, high = results["floor"][f"{measure}_interval"]
         assert 0 <= low <= results["floor"][measure] <= high <= 1
     diagnosed = results["diagnostics"]["hmc"]
@@ -154,6 +153,7 @@ WRONG = {
     "one class": (["--dataset", "medmnist", "--path", "one.npz"], "one class only"),
     "from nowhere": (["--from", "nowhere"], "no run folder at nowhere"),
     "from and more": (["--from", "nowhere", "--seed", "3"], "--from takes the settings of the finished run"),
+    "from another version": (["--from", "old"], "is a run of another version"),
     "foreign folder": (["--out", "foreign"], "not a run of compare; nothing was changed"),
     "file in the way": (["--out", "text.npz"], "is a file"),
 }
@@ -171,6 +171,8 @@ def test_a_mistake_is_told_in_one_line(name, tmp_path, monkeypatch):
     Path("text.npz").write_text("no archive")
     Path("foreign").mkdir()
     Path("foreign/thesis.txt").write_text("mine")
+    Path("old").mkdir()
+    Path("old/run.json").write_text('{"project": "bnn_jax", "script": "compare", "config": {"sed": 1}}')
     before = sorted(Path().rglob("*"))
     config = tyro.cli(compare.Config, args=arguments)
     with pytest.raises(UserError) as caught:
@@ -235,4 +237,5 @@ def test_a_frozen_chain_is_named_and_left_out(finished, tmp_path, frozen, code):
         named = f"hmc: chain {chain + 1} frozen, left out." in done.stdout
         assert named == (chain in frozen)
     assert results["reference"] == (None if code else "hmc")
+    assert ("accuracy" in results["methods"]["hmc"]) == (code == 0)
     assert results["floor"] == {}  # it takes two sound chains

@@ -68,6 +68,8 @@ def test_a_run_writes_what_it_promises(finished):
     assert results["data"]["num_train"] == 1297
     for name in ("report.html", "distances.png", "reliability.png", "weight_std.png", "rhat.png", "hmc.nc"):
         assert (out / name).stat().st_size > 0
+    units = " ".join(printed.split()).split("in units of the floor: ")[1].split(". ")[0]
+    assert [word for word in units.split() if word.isalpha()] == ["map", "vi"]
     for word in ("ELBO", "acceptance", "step size", "left", "accuracy", "report"):
         assert word in printed
 

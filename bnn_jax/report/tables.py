@@ -130,7 +130,8 @@ def _floor(results):
     if variation == agreement == _MISSING:
         return f"No noise floor: it takes two good chains of {name}."
     sentence = f"Floor, {name} chain against chain: total variation {variation}, agreement {agreement}."
-    methods = {other: record.get("total_variation") for other, record in results["methods"].items()}
+    others = {other: record for other, record in results["methods"].items() if other != name}
+    methods = {other: record.get("total_variation") for other, record in others.items()}
     level = floor.get("total_variation")
     units = [
         f"{other} {value / level:.1f}" for other, value in methods.items() if value is not None and level

@@ -88,7 +88,9 @@ def _im2col(x, kernel, strides, padding, dilation, precision):
         padding = lax.padtype_to_pads(x.shape[1:-1], extent, strides, padding)
     # A negative pad crops, which lax.pad knows and jnp.pad does not.
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
-    out = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:-1], extent, strides, strict=True)]
+    out = [max((n - e) // s + 1, 0) for n, e, s in zip(x.shape[1:-1], extent, strides, strict=True)]
+    if 0 in out:  # the window is larger than the image: no output, as in the native convolution
+        return jnp.zeros((x.shape[0], *out, features), jnp.result_type(x, kernel))
 
     def shifted(offset):
         start = [o * d for o, d in zip(offset, dilation, strict=True)]

@@ -25,6 +25,7 @@ CASES = {  # (image, window, strides, padding, kernel dilation)
     "2d negative": ((8, 9), (3, 3), (1, 2), ((-1, 2), (1, -2)), (1, 2)),
     "2d pointwise": ((4, 4), (1, 1), (2, 2), "VALID", None),
     "2d whole image": ((5, 4), (5, 4), (1, 1), "VALID", None),
+    "2d window too large": ((3, 4), (6, 2), (1, 1), "VALID", None),
     "3d same": ((4, 5, 3), (2, 3, 1), (1, 2, 1), "SAME", None),
 }
 

@@ -35,8 +35,8 @@ Strategy = str | Callable | None
 
 
 def preferred_strategy() -> str:
-    """How S samples run on this backend: unrolled on CPU, where that is as fast as the others or faster
-    for S up to 8 and XLA fuses each draw with its use; batched elsewhere."""
+    """How S samples run on this backend: unrolled on CPU, where the three differ little up to S = 8 and
+    unrolled code fuses each draw with its use; batched elsewhere."""
     return "unroll" if jax.default_backend() == "cpu" else "vmap"
 
 

@@ -1,4 +1,4 @@
-"""Draws on disk: one compressed-free .npz a block, leaves by name, plus the trace of the sampler.
+"""Draws on disk: one uncompressed .npz a block, leaves by name, plus the trace of the sampler.
 
 A block is written under a temporary name and renamed, so that what carries its name is whole. Loading
 checks names, shapes and checksums (zip's CRC) and never unpickles.

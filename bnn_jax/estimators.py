@@ -122,7 +122,7 @@ def local_reparam(
 
     def layer_sample(key, layer, x, mean, std, draw):
         if getattr(layer, "mask", None) is not None:
-            raise UserError(f"local_reparam does not know masked layers ({layer.name}); use sampling")
+            raise UserError("local_reparam does not know masked layers; use sampling")
         centre = layer.apply({"params": mean}, x)
         variance = layer.apply({"params": jax.tree.map(jnp.square, std)}, jnp.square(x))
         # The gradient of sqrt is infinite at 0, where a window of zero inputs without bias lands.
@@ -160,13 +160,8 @@ def build(
     Raises:
         UserError: no such estimator; the message lists the choices. And as the estimators do.
     """
-    on_apply, on_module = (
-        {"sampling": sampling, "antithetic": antithetic},
-        {
-            "local_reparam": local_reparam,
-            "flipout": flipout,
-        },
-    )
+    on_apply = {"sampling": sampling, "antithetic": antithetic}
+    on_module = {"local_reparam": local_reparam, "flipout": flipout}
     if name in on_apply:
         return on_apply[name](ops.apply_fn(module), posterior, num_samples, strategy)
     if name in on_module:

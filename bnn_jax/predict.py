@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax import metrics
 from bnn_jax.types import Key, Likelihood, Params, UserError
 
 
@@ -77,7 +78,7 @@ def build(apply: Callable, likelihood: Likelihood, draw: Callable, batch_size: i
             lambda part: accumulate(source, part, num_draws), x, batch_size
         )
         if likelihood.task == "classification":
-            total = -np.sum(np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1)), 0), -1)
+            total = metrics.entropy(mean)
             epistemic = np.maximum(total - aleatoric, 0)  # Jensen: negative by rounding only
         else:
             epistemic = variance

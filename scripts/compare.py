@@ -320,10 +320,11 @@ def judge(
 
     reference = next((name for name in REFERENCES if name in probs), None)
     rng = np.random.default_rng(config.seed)
-    scores = compare.summarise(
-        probs, data.y_test, reference, rng=rng, replicates=config.num_bootstrap, block=block
-    )
-    floor = {}
+    scores, floor = {}, {}
+    if probs:
+        scores = compare.summarise(
+            probs, data.y_test, reference, rng=rng, replicates=config.num_bootstrap, block=block
+        )
     if reference and len(probs[reference]) > 1:
         floor = compare.floor_summary(
             probs[reference], rng=rng, replicates=config.num_bootstrap, block=block[reference]

@@ -217,8 +217,11 @@ def test_damaged_draws_are_named(finished, tmp_path):
     assert damaged.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("frozen", "code"), [([1], 0), ([0, 1], 1)])
-def test_a_frozen_chain_is_named_and_left_out(finished, tmp_path, frozen, code):
+@pytest.mark.parametrize(
+    ("frozen", "code", "methods"),
+    [([1], 0, ["map", "vi", "hmc"]), ([0, 1], 1, ["map", "vi", "hmc"]), ([0, 1], 1, ["hmc"])],
+)
+def test_a_frozen_chain_is_named_and_left_out(finished, tmp_path, frozen, code, methods):
     out, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
@@ -231,6 +234,9 @@ def test_a_frozen_chain_is_named_and_left_out(finished, tmp_path, frozen, code):
         arrays["trace/num_steps"][frozen] = 0
         arrays["trace/accept_prob"][frozen] = 1
         np.savez(block, **arrays)
+    mark = json.loads((copy / "run.json").read_text())
+    mark["config"]["methods"] = methods
+    (copy / "run.json").write_text(json.dumps(mark))
     done = run("--from", copy)
     assert done.returncode == code, done.stderr
     results = json.loads((copy / "results.json").read_text())

@@ -41,7 +41,7 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
             plots.save(figure, out / f"{name}.png")
         shown = [(caption, (out / f"{name}.png").read_bytes()) for name, caption, _ in figures]
         sections.append(html.Section(heading, text, shown))
-    if any(results["diagnostics"]):
+    if results["diagnostics"]:
         sections.append(
             html.Section(
                 "Chains", "One row a chain of every Monte Carlo method.", table=tables.chains(results)
@@ -61,6 +61,8 @@ def _pictures(results, evidence):
     """(heading, text, [(file name, caption, figure)]) of every section that has something to show."""
     labels, reference = evidence.labels, results["reference"]
     mean = {name: p.mean((0, 1)) for name, p in evidence.probs.items()}
+    if not mean:  # no method has a sound chain: the table says so, there is nothing to draw
+        return
     others = [name for name in mean if name != reference]
     other = "vi" if "vi" in others else next(iter(others), None)
     pair = other is not None and reference is not None

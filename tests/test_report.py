@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from bnn_jax import style
 from bnn_jax.report import html, plots, tables
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -179,7 +180,7 @@ def test_chains_and_settings_exactly():
 @pytest.fixture
 def page(tmp_path):
     figure = plots.distances(RESULTS)
-    plots.save(figure, tmp_path / "new" / "a.png")
+    style.save(figure, tmp_path / "new" / "a.png")
     png = (tmp_path / "new" / "a.png").read_bytes()
     evil = "<script>alert('x')</script>"
     sections = [
@@ -334,15 +335,15 @@ def test_disagreement_shows_the_largest_first():
 
 def test_colours_are_fixed_and_differ_among_known_methods():
     known = ["map", "vi", "hmc", "swag", "dropout", "laplace", "sgld", "sghmc", "nuts", "ensemble"]
-    assert len({plots.colour(name) for name in known}) == len({plots.marker(name) for name in known}) == 10
-    assert plots.colour("HMC") == plots.colour("hmc")
-    assert plots.colour("something new") == plots.colour("something new") != plots.colour("hmc")
+    assert len({style.colour(name) for name in known}) == len({style.marker(name) for name in known}) == 10
+    assert style.colour("HMC") == style.colour("hmc")
+    assert style.colour("something new") == style.colour("something new") != style.colour("hmc")
 
 
 def test_save_is_deterministic_and_names_no_software(tmp_path):
     figure = plots.traces({"a": np.zeros((2, 5))}, "nats")
     for name in ("a", "b"):
-        plots.save(figure, tmp_path / f"{name}.png", dpi=100)
+        style.save(figure, tmp_path / f"{name}.png", dpi=100)
     png = (tmp_path / "a.png").read_bytes()
     assert png == (tmp_path / "b.png").read_bytes()
     assert b"Software" not in png

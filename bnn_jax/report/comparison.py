@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_jax import compare, diagnostics, metrics
+from bnn_jax import compare, diagnostics, metrics, style
 from bnn_jax.report import html, plots, tables
 
 
@@ -38,7 +38,7 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
     ]
     for heading, text, figures in _pictures(results, evidence):
         for name, _, figure in figures:
-            plots.save(figure, out / f"{name}.png")
+            style.save(figure, out / f"{name}.png")
         shown = [(caption, (out / f"{name}.png").read_bytes()) for name, caption, _ in figures]
         sections.append(html.Section(heading, text, shown))
     if results["diagnostics"]:

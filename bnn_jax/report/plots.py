@@ -1,90 +1,19 @@
 """The pictures of a comparison. Every function takes NumPy arrays and returns a matplotlib `Figure`.
 
-Figures are built without pyplot and without global state: the style is set around each function and undone
-after it. A method keeps one colour and one marker in every picture (`colour`, `marker`); things that are not
-methods (layers, chains) take theirs from a sequential map. All colours are safe for colour-blind eyes.
-
 Shapes: T test points, K classes, C chains, D draws, n weights of a layer.
 """
 
-import functools
-import zlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "figure.titlesize": 11.5,
-    "figure.titleweight": "bold",
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-    "text.parse_math": False,  # names are shown as they are
-}
-_COLOURS = {  # Okabe and Ito, then Tol's muted set; black for the usual reference
-    "hmc": "#222222",
-    "map": "#D55E00",
-    "vi": "#0072B2",
-    "swag": "#009E73",
-    "dropout": "#E69F00",
-    "laplace": "#CC79A7",
-    "sgld": "#56B4E9",
-    "ensemble": "#882255",
-    "nuts": "#777777",
-    "sghmc": "#332288",
-}
-_SPARE = ("#117733", "#AA4499", "#44AA99", "#999933", "#661100", "#DDCC77", "#6699CC")
-_MARKERS = "oDs^vP<X>p"
-_GREY = "#9a9a9a"
+from bnn_jax import style
 
 
-def colour(name: str) -> str:
-    """The colour of a method: fixed for known names, derived from the name for others."""
-    return _COLOURS.get(name.lower()) or _SPARE[zlib.crc32(name.lower().encode()) % len(_SPARE)]
-
-
-def marker(name: str) -> str:
-    """The marker of a method, as `colour`."""
-    known = list(_COLOURS)
-    name = name.lower()
-    return _MARKERS[known.index(name) if name in known else zlib.crc32(name.encode()) % len(_MARKERS)]
-
-
-def save(figure: Figure, path: str | Path, dpi: int = 200) -> None:
-    """Write a PNG; the same figure gives the same bytes. Missing folders are made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
-
-
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Build and lay out the figure under the house style, leaving the caller's as it was."""
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        with matplotlib.rc_context(_STYLE):
-            figure = function(*args, **kwargs)
-            figure.draw_without_rendering()  # ticks are made on the first draw: make them in this style
-        return figure
-
-    return wrapper
-
-
-@_styled
+@style.styled
 def distances(results: Mapping[str, Any]) -> Figure:
     """How far each method's predictions are from the reference's, against the reference's own noise.
 
@@ -95,9 +24,9 @@ def distances(results: Mapping[str, Any]) -> Figure:
     reference = results.get("reference") or "reference"
     names = [name for name in results["methods"] if name != reference]
     height = max(len(names), 1)
-    figure = _figure(9.5, 2.1 + 0.42 * height)
+    figure = style.canvas(9.5, 2.1 + 0.42 * height)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _headline(figure, f"How far each method's predictions are from those of {reference}")
+    style.headline(figure, f"How far each method's predictions are from those of {reference}")
     figure.get_layout_engine().set(wspace=0.06)
     floor, label = results.get("floor") or {}, f"noise floor ({reference} against {reference})"
     panels = ((left, "total_variation", 0.0, label), (right, "agreement", 1.0, "noise floor"))
@@ -126,13 +55,13 @@ def _distance_panel(axes, points, floor, none, label):
     for name, (y, value, interval) in points.items():
         if value is None:
             place = dict(xytext=(0.5, y), textcoords=("axes fraction", "data"), ha="center", va="center")
-            axes.annotate("not known", (none, y), color=_GREY, **place)
+            axes.annotate("not known", (none, y), color=style.GREY, **place)
             continue
-        style = dict(color=colour(name), clip_on=False, ls="")
+        look = dict(color=style.colour(name), clip_on=False, ls="")
         if interval:
-            axes.hlines(y, *interval, color=colour(name), lw=2)
-            axes.plot(interval, (y, y), marker="|", ms=9, mew=2, **style)
-        axes.plot(value, y, marker=marker(name), ms=9, mec="white", mew=0.8, **style)
+            axes.hlines(y, *interval, color=style.colour(name), lw=2)
+            axes.plot(interval, (y, y), marker="|", ms=9, mew=2, **look)
+        axes.plot(value, y, marker=style.marker(name), ms=9, mec="white", mew=0.8, **look)
         axes.annotate(f"{value:.3f}", (value, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
     shown = [none, *(x for _, v, i in points.values() for x in (v, *i)), level, *ends]
     low, high = min(filter(_known, shown)), max(filter(_known, shown))
@@ -141,7 +70,7 @@ def _distance_panel(axes, points, floor, none, label):
     axes.grid(False, axis="y")
 
 
-@_styled
+@style.styled
 def reliability(probs: Mapping[str, np.ndarray], labels: np.ndarray, num_bins: int = 15) -> Figure:
     """Accuracy against confidence, a line a method, above the histogram of the confidences.
 
@@ -150,9 +79,9 @@ def reliability(probs: Mapping[str, np.ndarray], labels: np.ndarray, num_bins: i
       labels: (T,) true classes.
       num_bins: bins of equal width; an empty one has no marker.
     """
-    figure = _figure(8.2, 6.4)
+    figure = style.canvas(8.2, 6.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
-    top.plot([0, 1], [0, 1], color=_GREY, ls="--", lw=1, label="calibrated")
+    top.plot([0, 1], [0, 1], color=style.GREY, ls="--", lw=1, label="calibrated")
     edges = np.linspace(0, 1, num_bins + 1)
     for name, p in probs.items():
         confidence, right = p.max(1), p.argmax(1) == labels
@@ -161,24 +90,24 @@ def reliability(probs: Mapping[str, np.ndarray], labels: np.ndarray, num_bins: i
         used = count > 0
         x = np.bincount(index, confidence, num_bins)[used] / count[used]
         y = np.bincount(index, right, num_bins)[used] / count[used]
-        style = dict(color=colour(name), marker=marker(name))
+        look = dict(color=style.colour(name), marker=style.marker(name))
         size = np.clip(300 * count[used] / len(labels), 14, 130)
-        top.plot(x, y, lw=1.3, alpha=0.6, color=colour(name))
-        top.scatter(x, y, s=size, edgecolor="white", zorder=3, clip_on=False, **style)
-        top.plot([], [], lw=1.3, ms=7, label=name, **style)
-        bottom.stairs(count, edges, color=colour(name), lw=1.6)
-    _headline(figure, "Reliability: how often a prediction of a given confidence is right")
+        top.plot(x, y, lw=1.3, alpha=0.6, color=style.colour(name))
+        top.scatter(x, y, s=size, edgecolor="white", zorder=3, clip_on=False, **look)
+        top.plot([], [], lw=1.3, ms=7, label=name, **look)
+        bottom.stairs(count, edges, color=style.colour(name), lw=1.6)
+    style.headline(figure, "Reliability: how often a prediction of a given confidence is right")
     top.set(ylabel="accuracy (share of points)", ylim=(-0.03, 1.03))
     bottom.set(xlabel="confidence (probability of the predicted class)", ylabel="test points (log)")
     bottom.set(xlim=(0, 1.005), yscale="log")
     bottom.set_ylim(bottom=0.7)
-    _plain_log(bottom.yaxis)
+    style.plain_log(bottom.yaxis)
     title = "marker area:\ntest points in the bin"
     figure.legend(loc="outside right center", title=title, alignment="left")
     return figure
 
 
-@_styled
+@style.styled
 def probability_scatter(
     probs_a: np.ndarray, probs_b: np.ndarray, labels: np.ndarray, name_a: str, name_b: str
 ) -> Figure:
@@ -189,7 +118,7 @@ def probability_scatter(
       labels: (T,) true classes.
       name_a, name_b: the methods; a is on the horizontal axis.
     """
-    figure = _figure(6.6, 6.9)
+    figure = style.canvas(6.6, 6.9)
     axes = figure.subplots()
     low, high = 1e-3, 1 - 1e-4
     rows = np.arange(len(labels))
@@ -197,29 +126,29 @@ def probability_scatter(
     right_a, right_b = probs_a.argmax(1) == labels, probs_b.argmax(1) == labels
     first, second = _pair(name_a, name_b)
     groups = [
-        ("both right", right_a & right_b, dict(marker="o", s=16, color=_GREY, alpha=0.55, lw=0)),
+        ("both right", right_a & right_b, dict(marker="o", s=16, color=style.GREY, alpha=0.55, lw=0)),
         (f"only {name_a} right", right_a & ~right_b, dict(marker=">", s=55, color=first, ec="white")),
         (f"only {name_b} right", ~right_a & right_b, dict(marker="^", s=55, color=second, ec="white")),
         ("both wrong", ~right_a & ~right_b, dict(marker="x", s=40, color="#AA4499", lw=1.8)),
     ]
-    axes.plot([low, high], [low, high], color=_GREY, ls="--", lw=1, zorder=0)
-    for label, chosen, style in groups:
-        style.update(label=f"{label} ({chosen.sum()})", clip_on=False, zorder=3)
-        axes.scatter(x[chosen], y[chosen], **style)
+    axes.plot([low, high], [low, high], color=style.GREY, ls="--", lw=1, zorder=0)
+    for label, chosen, look in groups:
+        look.update(label=f"{label} ({chosen.sum()})", clip_on=False, zorder=3)
+        axes.scatter(x[chosen], y[chosen], **look)
     ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
     names = ["≤ 0.001", *map(str, ticks[1:-1]), "≥ 0.9999"]
     axes.set(xscale="logit", yscale="logit", xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set_xticks(ticks, names, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, names)
     axes.minorticks_off()
-    _headline(figure, f"Probability of the true class: {name_b} against {name_a}")
+    style.headline(figure, f"Probability of the true class: {name_b} against {name_a}")
     axes.set_xlabel(f"{name_a}: probability of the true class (logit scale)")
     axes.set_ylabel(f"{name_b}: probability of the true class (logit scale)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-@_styled
+@style.styled
 def weight_std(
     std_a: Mapping[str, np.ndarray], std_b: Mapping[str, np.ndarray], name_a: str, name_b: str
 ) -> Figure:
@@ -229,7 +158,7 @@ def weight_std(
       std_a, std_b: layer name to (n,); a weight whose value is not positive in both is left out.
       name_a, name_b: the methods; a is on the vertical axis, and ratios are a / b.
     """
-    figure = _figure(8.6, max(5.4, 1 + 0.2 * len(std_a)))
+    figure = style.canvas(8.6, max(5.4, 1 + 0.2 * len(std_a)))
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", aspect="equal")
     limits, tints = [], _tints(len(std_a))
@@ -238,17 +167,17 @@ def weight_std(
         kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
         a, b = a[kept], b[kept]
         label = f"{layer}: {np.median(a / b):.2f} (n = {len(a)})" if len(a) else f"{layer}: - (n = 0)"
-        style = dict(s=np.clip(2000 / max(len(a), 1), 4, 22), zorder=2 + 1 / (1 + len(a)))  # small on top
-        axes.scatter(b, a, color=tint, alpha=0.65, lw=0, label=label, **style)
+        look = dict(s=np.clip(2000 / max(len(a), 1), 4, 22), zorder=2 + 1 / (1 + len(a)))  # small on top
+        axes.scatter(b, a, color=tint, alpha=0.65, lw=0, label=label, **look)
         limits += [a.min(), a.max(), b.min(), b.max()] if len(a) else []
     low, high = min(limits, default=0.1), max(limits, default=1.0)
     margin = 1.25 if high / low > 2 else 1.6  # always room for a labelled tick
     low, high = low / margin, high * margin
-    axes.plot([low, high], [low, high], color=_GREY, ls="--", lw=1, zorder=0, label="equal")
+    axes.plot([low, high], [low, high], color=style.GREY, ls="--", lw=1, zorder=0, label="equal")
     axes.set(xlim=(low, high), ylim=(low, high))
     for axis in (axes.xaxis, axes.yaxis):
-        _plain_log(axis, subs=(1, 2, 5) if high / low < 300 else (1,))
-    _headline(figure, f"Posterior standard deviation of each weight: {name_a} against {name_b}")
+        style.plain_log(axis, subs=(1, 2, 5) if high / low < 300 else (1,))
+    style.headline(figure, f"Posterior standard deviation of each weight: {name_a} against {name_b}")
     axes.set_xlabel(f"{name_b}: standard deviation (units of the weight)")
     axes.set_ylabel(f"{name_a}: standard deviation (units of the weight)")
     title = f"layer: median ratio {name_a} / {name_b}"
@@ -258,7 +187,7 @@ def weight_std(
     return figure
 
 
-@_styled
+@style.styled
 def traces(values: Mapping[str, np.ndarray], ylabel: str) -> Figure:
     """Traces in small panels, one a quantity, a line a chain.
 
@@ -268,7 +197,7 @@ def traces(values: Mapping[str, np.ndarray], ylabel: str) -> Figure:
     """
     columns = 1 if len(values) < 4 else 2
     num_rows = -(-len(values) // columns)
-    figure = _figure(9.5, 1.1 + 1.75 * num_rows)
+    figure = style.canvas(9.5, 1.1 + 1.75 * num_rows)
     grid = figure.subplots(num_rows, columns, sharex=True, squeeze=False)
     panels, spare = grid.flat[: len(values)], grid.flat[len(values) :]
     num_chains = max(len(draws) for draws in values.values())
@@ -294,7 +223,7 @@ def traces(values: Mapping[str, np.ndarray], ylabel: str) -> Figure:
     return figure
 
 
-@_styled
+@style.styled
 def rhat_histograms(rhat_function: np.ndarray, rhat_weight: np.ndarray) -> Figure:
     """How well the chains agree, on function values and on weights, against the usual limits 1.01 and 1.05.
 
@@ -302,7 +231,7 @@ def rhat_histograms(rhat_function: np.ndarray, rhat_weight: np.ndarray) -> Figur
       rhat_function: (n,) R-hat of function values.
       rhat_weight: (m,) R-hat of single weights. In both, NaN is left out and counted in the title.
     """
-    figure = _figure(8.2, 5.0)
+    figure = style.canvas(8.2, 5.0)
     panels = figure.subplots(2, 1, sharex=True)
     given = {"function values": np.ravel(rhat_function), "weights": np.ravel(rhat_weight)}
     finite = np.concatenate([r[np.isfinite(r)] for r in given.values()])
@@ -334,7 +263,7 @@ def rhat_histograms(rhat_function: np.ndarray, rhat_weight: np.ndarray) -> Figur
     return figure
 
 
-@_styled
+@style.styled
 def entropy_split(
     aleatoric: Mapping[str, np.ndarray],
     epistemic: Mapping[str, np.ndarray],
@@ -348,7 +277,7 @@ def entropy_split(
 
     Dots are test points; the bar spans their middle half, the circle is the median.
     """
-    figure = _figure(9.5, 2.1 + 0.7 * len(correct))
+    figure = style.canvas(9.5, 2.1 + 0.7 * len(correct))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     random, ticks = np.random.default_rng(0), []
     for row, name in enumerate(correct):
@@ -357,7 +286,7 @@ def entropy_split(
             ticks.append((y, f"{name}, {word} ({chosen.sum()})"))
             for axes, part in zip(panels, (aleatoric, epistemic), strict=True):
                 if chosen.any():
-                    _strip(axes, np.maximum(part[name][chosen], 0), y, colour(name), word, random)
+                    _strip(axes, np.maximum(part[name][chosen], 0), y, style.colour(name), word, random)
     panels[0].set_yticks(*zip(*ticks, strict=True))
     panels[0].set_ylim(2.5 * len(correct) - 0.9, -0.6)
     panels[0].set_ylabel("method and prediction")
@@ -369,11 +298,11 @@ def entropy_split(
         axes.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
         axes.set_xlim(left=-2e-4)
         axes.grid(False, axis="y")
-    _headline(figure, "Entropy of right and of wrong predictions")
+    style.headline(figure, "Entropy of right and of wrong predictions")
     for shape, label in (("o", "right"), ("x", "wrong")):
-        panels[0].plot([], [], ls="", marker=shape, ms=4, color=_GREY, label=f"{label} prediction")
-    panels[0].plot([], [], lw=5, color=_GREY, solid_capstyle="round", label="middle half")
-    panels[0].plot([], [], ls="", marker="o", ms=6, color="white", mec=_GREY, mew=1.5, label="median")
+        panels[0].plot([], [], ls="", marker=shape, ms=4, color=style.GREY, label=f"{label} prediction")
+    panels[0].plot([], [], lw=5, color=style.GREY, solid_capstyle="round", label="middle half")
+    panels[0].plot([], [], ls="", marker="o", ms=6, color="white", mec=style.GREY, mew=1.5, label="median")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -387,7 +316,7 @@ def _strip(axes, values, y, tint, word, random):
     axes.plot(median, y, marker="o", ms=6, color="white", mec=tint, mew=1.5)
 
 
-@_styled
+@style.styled
 def disagreement(
     images: np.ndarray,
     probs_a: np.ndarray,
@@ -409,7 +338,7 @@ def disagreement(
     worst = np.argsort(-distance, kind="stable")[:count]
     columns, num_classes = min(4, len(worst)), probs_a.shape[1]
     num_rows = -(-len(worst) // columns)
-    figure = _figure(max(2.4 * columns, 5.5), 0.9 + 3.1 * num_rows)
+    figure = style.canvas(max(2.4 * columns, 5.5), 0.9 + 3.1 * num_rows)
     grid = figure.subplots(2 * num_rows, columns, squeeze=False, height_ratios=(1.25, 1) * num_rows)
     first, second = _pair(name_a, name_b)
     for place in range(num_rows * columns):
@@ -435,24 +364,9 @@ def disagreement(
             ylim=(0, 1), yticks=(0, 0.5, 1), xlabel="class", ylabel="" if place % columns else "probability"
         )
         bottom.grid(False, axis="x")
-    _headline(figure, f"Test images on which {name_a} and {name_b} differ most")
+    style.headline(figure, f"Test images on which {name_a} and {name_b} differ most")
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
-
-
-def _figure(width, height):
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _headline(figure, text):
-    figure.suptitle(text, x=0.01, ha="left")
-
-
-def _plain_log(axis, subs=(1,)):
-    """Ticks of a log axis as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _point(record, key):
@@ -467,8 +381,8 @@ def _known(value):
 
 def _pair(name_a, name_b):
     """The colours of two methods, told apart even where both names give the same."""
-    first, second = colour(name_a), colour(name_b)
-    return first, second if first != second else _GREY
+    first, second = style.colour(name_a), style.colour(name_b)
+    return first, second if first != second else style.GREY
 
 
 def _tints(count):

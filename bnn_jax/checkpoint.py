@@ -5,6 +5,7 @@ an abstract tree so that a foreign one is refused.
 """
 
 import shutil
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ from bnn_jax.types import UserError
 def save(path: Path, tree: Any) -> None:
     """Write `tree` to the folder `path`, replacing a checkpoint that is there."""
     ocp.save(path.absolute(), tree, overwrite=True)
+
+
+def save_async(path: Path, tree: Any) -> Callable[[], None]:
+    """Begin to write `tree` to the folder `path`, which must not exist, in the background.
+
+    Returns:
+        waits until it is written; raises what went wrong. Until then nothing is at `path`.
+    """
+    # A copy: the next step may reuse the memory that orbax is still reading.
+    host = jax.tree.map(lambda a: np.array(a, copy=True), tree)
+    return ocp.save_async(path.absolute(), host).result
 
 
 def load(path: Path, like: Any) -> Any:
@@ -58,9 +70,21 @@ def _leaves(tree):
     return {name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves}
 
 
-def keep_only(path: Path) -> None:
-    """Delete the sibling checkpoints `<stem>-*` of `path`: only the newest state is needed to resume."""
-    stem = path.name.rsplit("-", 1)[0]
-    for other in path.parent.glob(f"{stem}-*"):
-        if other != path:
-            shutil.rmtree(other)
+def steps(folder: Path) -> list[int]:
+    """The steps of all complete checkpoints `step-<number>` in `folder`, in ascending order."""
+    names = (path.name for path in folder.glob("step-*") if path.is_dir())
+    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return folder / f"step-{step:08d}"
+
+
+def keep_only(paths: Iterable[Path]) -> None:
+    """Delete the siblings `<stem>-*` of `paths`, unfinished ones included."""
+    paths = list(paths)
+    for path in paths:
+        for other in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*"):
+            if other not in paths:
+                shutil.rmtree(other)

@@ -112,7 +112,11 @@ def antithetic(
 
 
 def local_reparam(
-    module: nn.Module, posterior: Posterior, num_samples: int = 1, strategy: Strategy = None
+    module: nn.Module,
+    posterior: Posterior,
+    num_samples: int = 1,
+    strategy: Strategy = None,
+    dtype: Any = None,
 ) -> Estimator:
     """Local reparameterisation of every `nn.Dense` and `nn.Conv` in `module`.
 
@@ -120,20 +124,26 @@ def local_reparam(
         UserError: the family has no `moments`, or a convolution has a mask.
     """
 
-    def layer_sample(key, layer, x, mean, std, draw):
+    def layer_sample(key, layer, apply, x, mean, std, draw):
         if getattr(layer, "mask", None) is not None:
             raise UserError("local_reparam does not know masked layers; use sampling")
-        centre = layer.apply({"params": mean}, x)
-        variance = layer.apply({"params": jax.tree.map(jnp.square, std)}, jnp.square(x))
+        centre = apply(mean, x)
+        variance = apply(jax.tree.map(jnp.square, std), jnp.square(x))
         # The gradient of sqrt is infinite at 0, where a window of zero inputs without bias lands.
         deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-        return centre + deviation * jax.random.normal(key, centre.shape, centre.dtype)
+        # In float32 first: normal numbers drawn in bfloat16 take few values and none beyond 2.7.
+        noise = jax.random.normal(key, centre.shape, jnp.promote_types(centre.dtype, jnp.float32))
+        return centre + deviation * noise.astype(centre.dtype)
 
-    return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy)
+    return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy, dtype)
 
 
 def flipout(
-    module: nn.Module, posterior: Posterior, num_samples: int = 1, strategy: Strategy = None
+    module: nn.Module,
+    posterior: Posterior,
+    num_samples: int = 1,
+    strategy: Strategy = None,
+    dtype: Any = None,
 ) -> Estimator:
     """Flipout of every `nn.Dense` and `nn.Conv` in `module`: one shared perturbation, one sign per
     example and channel (not per pixel).
@@ -142,20 +152,28 @@ def flipout(
         UserError: the family has no `moments`.
     """
 
-    def layer_sample(key, layer, x, mean, std, draw):
+    def layer_sample(key, layer, apply, x, mean, std, draw):
         key_in, key_out = jax.random.split(key)
-        centre = layer.apply({"params": mean}, x)
+        centre = apply(mean, x)
         delta = jax.tree.map(jnp.subtract, draw, mean)
         sign_in = _signs(key_in, x)
-        return centre + _signs(key_out, centre) * layer.apply({"params": delta}, x * sign_in)
+        return centre + _signs(key_out, centre) * apply(delta, x * sign_in)
 
-    return _intercepting(layer_sample, "flipout", module, posterior, num_samples, strategy)
+    return _intercepting(layer_sample, "flipout", module, posterior, num_samples, strategy, dtype)
 
 
 def build(
-    name: str, module: nn.Module, posterior: Posterior, num_samples: int, strategy: Strategy = None
+    name: str,
+    module: nn.Module,
+    posterior: Posterior,
+    num_samples: int,
+    strategy: Strategy = None,
+    dtype: Any = None,
 ) -> Estimator:
     """The estimator called `name`, for a linen module.
+
+    Args:
+        dtype: of the forward pass, bfloat16 say; the weights are drawn, and handed to the KL, in their own.
 
     Raises:
         UserError: no such estimator; the message lists the choices. And as the estimators do.
@@ -163,13 +181,13 @@ def build(
     on_apply = {"sampling": sampling, "antithetic": antithetic}
     on_module = {"local_reparam": local_reparam, "flipout": flipout}
     if name in on_apply:
-        return on_apply[name](ops.apply_fn(module), posterior, num_samples, strategy)
+        return on_apply[name](ops.apply_fn(module, dtype), posterior, num_samples, strategy)
     if name in on_module:
-        return on_module[name](module, posterior, num_samples, strategy)
+        return on_module[name](module, posterior, num_samples, strategy, dtype)
     raise UserError(f"unknown estimator {name!r}: choose from {', '.join({**on_apply, **on_module})}")
 
 
-def _intercepting(layer_sample, name, module, posterior, num_samples, strategy) -> Estimator:
+def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, dtype) -> Estimator:
     _at_least(num_samples, 1)
     _needs_moments(posterior, name)
 
@@ -188,10 +206,13 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy) 
                     return next_fun(*args, **kwargs)
                 calls += 1
                 own = [functools.reduce(operator.getitem, layer.path, tree) for tree in (mean, std, draw)]
-                return layer_sample(jax.random.fold_in(key_layers, calls), ops.unbound(layer), *args, *own)
+                # Cast at the last moment: the difference of a draw and the mean would drown in bfloat16.
+                apply = lambda params, x: ops.unbound(layer).apply({"params": ops.cast(params, dtype)}, x)
+                return layer_sample(jax.random.fold_in(key_layers, calls), layer, apply, *args, *own)
 
             with nn.intercept_methods(interceptor):
-                return module.apply({"params": draw}, x)
+                outputs = module.apply({"params": ops.cast(draw, dtype)}, ops.cast(x, dtype))
+            return ops.to_float32(outputs, dtype)
 
         return over_samples(one, jax.random.split(key, num_samples), strategy), None
 

@@ -1,30 +1,23 @@
-"""The two loops: `fit` optimises a state, `collect` runs chains and streams their draws out.
+"""Optimisation: `stepper` advances a state by a chunk of steps, `fit` takes all of them.
 
 Step t uses the key fold_in(key, t), and epoch e the order of examples that (key, e) seeds, so that a
-run resumed at step t continues as if it had not stopped. Steps run in chunks inside one compiled
+run resumed at step t continues as if it had not stopped. The steps of a chunk run inside one compiled
 program; between chunks the host reports progress, and only there.
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bnn_jax import sharding
+from bnn_jax import sharding, stream
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
-
-class Block(NamedTuple):
-    """What `collect` streams: consecutive draws of all chains, and the state after them."""
-
-    index: int
-    draws: Params  # leaves (C, block_size, ...)
-    trace: Info  # (C, block_size) each, means over the steps of a draw
-    state: Any  # after the block: resume from here
+CHUNK_SIZE = 50  # steps between two reports of progress
 
 
 def order(key: Key, num_data: int, batch_size: int, start: int, count: int) -> np.ndarray:
@@ -52,147 +45,143 @@ def fit(
     *,
     num_steps: int,
     batch_size: int,
-    chunk_size: int = 50,
+    chunk_size: int = CHUNK_SIZE,
     mesh: Mesh | None = None,
     progress: Callable[[int, Info], None] = lambda done, info: None,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Take `num_steps` optimisation steps from `algorithm.init(params)`.
 
     Args:
-        data: the whole training data; it is put on the device once.
-        batch_size: examples a step.
-        chunk_size: steps between two calls of `progress`.
-        mesh: devices that share each batch (data parallel); None for the default device.
+        data, batch_size, chunk_size, mesh: as in `stepper`.
         progress: called with the number of steps done and the chunk's mean info.
 
     Returns:
         the last state, and the history: name -> (number of chunks,), the chunk means, with `step`.
 
     Raises:
-        UserError: the batch is larger than the data or not divisible by the mesh's data axis, or the
-            optimisation has become NaN.
+        UserError: as `stepper`.
     """
-    num_data = len(data.x)
-    check_batch(num_data, batch_size)
-    if mesh is not None and batch_size % mesh.shape["data"]:
-        raise UserError(f"batch_size {batch_size} does not split over {mesh.shape['data']} devices")
-    key_init, key_order, key_steps = jax.random.split(key, 3)
-    state = algorithm.init(key_init, params)
-    data = jax.tree.map(jnp.asarray, data)
-    if mesh is not None:
-        state, data = sharding.place((state, data), mesh)
-
-    @partial(jax.jit, donate_argnums=0)
-    def run(state, data, indices, start, count):
-        def body(i, carry):
-            state, total = carry
-            batch = jax.tree.map(lambda a: a[indices[i]], data)
-            if mesh is not None:
-                batch = sharding.constrain(batch, mesh, "data")
-            state, info = algorithm.step(jax.random.fold_in(key_steps, start + i), state, batch)
-            return state, jax.tree.map(jnp.add, total, info)
-
-        first = jax.tree.map(lambda a: a[indices[0]], data)
-        shapes = jax.eval_shape(algorithm.step, key_steps, state, first)[1]
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shapes)
-        state, total = jax.lax.fori_loop(0, count, body, (state, zeros))
-        return state, jax.tree.map(lambda a: a / count, total)
-
-    state = jax.tree.map(lambda a: jnp.array(a, copy=True), state)  # the caller keeps `params`
+    state = start(key, algorithm, params)
+    advance = stepper(key, algorithm, data, batch_size=batch_size, chunk_size=chunk_size, mesh=mesh)
     history: list[dict[str, float]] = []
-    for start in range(0, num_steps, chunk_size):
-        count = min(chunk_size, num_steps - start)
-        indices = order(key_order, num_data, batch_size, start, chunk_size)
-        state, info = run(state, data, indices, start, count)
-        info = {name: float(np.mean(value)) for name, value in info.items()}  # the mean of an ensemble
-        if not all(map(np.isfinite, info.values())):
-            bad = ", ".join(n for n, v in info.items() if not np.isfinite(v))
-            raise UserError(
-                f"{bad} became NaN or infinite before step {start + count}: lower the learning rate"
-            )
-        history.append({"step": start + count, **info})
-        progress(start + count, info)
+    for first, last in chunks(0, num_steps, chunk_size):
+        state, info = advance(state, first, last)
+        history.append({"step": last, **info})
+        progress(last, info)
     return state, {name: np.array([row[name] for row in history]) for name in history[0]} if history else {}
 
 
-def collect(
+def start(key: Key, algorithm: Algorithm, params: Params) -> Any:
+    """The state before step 0 of the run with `key`: a copy, so that the caller keeps `params`."""
+    state = algorithm.init(jax.random.split(key, 3)[0], params)
+    return jax.tree.map(lambda a: jnp.array(a, copy=True), state)
+
+
+def chunks(
+    begin: int, num_steps: int, chunk_size: int, period: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """(first, last) of the chunks that lie after step `begin`, where a chunk ended: at most `chunk_size`
+    steps long, and ending at every multiple of `period`."""
+    period = period or max(num_steps, 1)
+    for base in range(0, num_steps, period):
+        end = min(base + period, num_steps)
+        for first in range(base, end, chunk_size):
+            if first >= begin:
+                yield first, min(first + chunk_size, end)
+
+
+def stepper(
     key: Key,
     algorithm: Algorithm,
-    starts: Params,
     data: Batch,
     *,
-    num_warmup: int,
-    num_draws: int,
-    thin: int = 1,
-    block_size: int = 20,
+    batch_size: int,
+    chunk_size: int = CHUNK_SIZE,
+    visit: np.ndarray | None = None,
+    transform: Callable[[Key, jax.Array, jax.Array], jax.Array] | None = None,
     mesh: Mesh | None = None,
-    resume: tuple[int, Any] | None = None,
-    progress: Callable[[int, Info], None] = lambda done, info: None,
-) -> Iterator[Block]:
-    """Run chains on the full data and yield their draws block by block; nothing is kept.
+) -> Callable[[Any, int, int], tuple[Any, dict[str, float]]]:
+    """The function (state, first, last) -> (state after the steps first..last-1, mean info of them).
+
+    It consumes the state that it is given. What it returns depends on its arguments and nothing else, so
+    that a run may stop and go on wherever a chunk ended.
 
     Args:
-        starts: one start a chain, leaves (C, ...).
-        num_warmup: steps before the first draw, a multiple of `block_size`; their draws are dropped.
-        num_draws: draws a chain, a multiple of `block_size`.
-        thin: steps a draw.
-        block_size: draws a chain in one block: the memory that a run needs.
-        mesh: devices for the chains; None spreads them over those there are.
-        resume: (index, state) of the last block that was kept; its successors come next.
-        progress: called with the number of steps done and the last trace, name -> (C,).
-
-    Yields:
-        `num_draws / block_size` blocks; after a resume, those that are missing.
+        data: the whole training data. Arrays are put on the device once; a `stream.Source` as `x` is
+            read batch by batch, in the same order.
+        batch_size: examples a step.
+        chunk_size: the most steps of one call.
+        visit: rows of `data` that make up an epoch (balanced classes); None for each once.
+        transform: (key, x (B, ...), numbers (B,)) -> x, the augmentation of a step; `numbers` are
+            places in `visit`.
+        mesh: devices that share each batch (data parallel); None for the default device.
 
     Raises:
-        UserError: zero chains or draws, or sizes that do not divide.
+        UserError: the batch is larger than the data or not divisible by the mesh's data axis; the
+            function raises one if the optimisation has become NaN.
     """
-    chains = jax.tree.leaves(starts)[0].shape[0]
-    check_blocks(chains, num_warmup, num_draws, thin, block_size)
-    mesh = mesh or sharding.chain_mesh(chains)
-    key_init, key_steps = jax.random.split(key)
-    numbers = sharding.place(jnp.arange(chains), mesh, "sample")
-    data = sharding.place(jax.tree.map(jnp.asarray, data), mesh)
+    visit = np.arange(len(data.x), dtype=np.int32) if visit is None else np.asarray(visit, np.int32)
+    check_batch(len(visit), batch_size)
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise UserError(f"batch_size {batch_size} does not split over {mesh.shape['data']} devices")
+    _, key_order, key_steps = jax.random.split(key, 3)
+    key_transform = jax.random.fold_in(key_order, 0)  # `order` seeds NumPy from the key's words alone
 
-    def init(_, per_chain):
-        number, start = per_chain
-        return algorithm.init(jax.random.fold_in(key_init, number), start)
+    def take(state, t, batch, numbers):
+        if mesh is not None:
+            batch = sharding.constrain(batch, mesh, "data")
+        if transform is not None:
+            batch = batch._replace(x=transform(jax.random.fold_in(key_transform, t), batch.x, numbers))
+        return algorithm.step(jax.random.fold_in(key_steps, t), state, batch)
 
-    def run(shared, per_chain):
-        data, first, stride = shared
-        number, state = per_chain
-        own = jax.random.fold_in(key_steps, number)
-        take = lambda state, t: algorithm.step(jax.random.fold_in(own, t), state, data)
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), jax.eval_shape(take, state, first)[1])
+    def zeros(state, batch, numbers):
+        shapes = jax.eval_shape(take, state, 0, batch, numbers)[1]
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shapes)
 
-        def draw(state, t):
-            def body(i, carry):
-                state, total = carry
-                state, info = take(state, t + i)
-                return state, jax.tree.map(jnp.add, total, info)
+    @partial(jax.jit, donate_argnums=0)
+    def run(state, data, rows, numbers, first, count):
+        def body(i, carry):
+            state, total = carry
+            batch = jax.tree.map(lambda a: a[rows[i]], data)
+            state, info = take(state, first + i, batch, numbers[i])
+            return state, jax.tree.map(jnp.add, total, info)
 
-            state, total = jax.lax.fori_loop(0, stride, body, (state, zeros))
-            return state, (algorithm.sample(own, state), jax.tree.map(lambda a: a / stride, total))
+        total = zeros(state, jax.tree.map(lambda a: a[rows[0]], data), numbers[0])
+        state, total = jax.lax.fori_loop(0, count, body, (state, total))
+        return state, jax.tree.map(lambda a: a / count, total)
 
-        state, (draws, trace) = jax.lax.scan(draw, state, first + stride * jnp.arange(block_size))
-        return state, draws, trace
+    @partial(jax.jit, donate_argnums=0)
+    def run_one(state, batch, numbers, t):
+        return take(state, t, batch, numbers)
 
-    block = jax.jit(sharding.over_chains(run, mesh))
-    if resume is None:
-        starts = sharding.place(starts, mesh, "sample")
-        state = jax.jit(sharding.over_chains(init, mesh))(None, (numbers, starts))
-        warmup, done = num_warmup // block_size, 0
-    else:
-        state = sharding.place(resume[1], mesh, "sample")
-        warmup, done = 0, resume[0] + 1
-    # One compiled program serves both: warm-up takes single steps, sampling `thin` steps a draw.
-    plan = [(None, i * block_size, 1) for i in range(warmup)]
-    plan += [(i, num_warmup + i * block_size * thin, thin) for i in range(done, num_draws // block_size)]
-    for index, first, stride in plan:
-        state, draws, trace = block((data, first, stride), (numbers, state))
-        progress(first + block_size * stride, {name: np.asarray(a)[:, -1] for name, a in trace.items()})
-        if index is not None:
-            yield Block(index, draws, trace, state)
+    def from_memory(state, first, last):
+        numbers = order(key_order, len(visit), batch_size, first, chunk_size)
+        return run(state, placed, visit[numbers], numbers, first, last - first)
+
+    def from_stream(state, first, last):
+        numbers = order(key_order, len(visit), batch_size, first, last - first)
+        batches = stream.batches(data.x, data.y, visit[numbers])
+        total = None
+        for t, batch in zip(range(first, last), batches, strict=True):
+            state, info = run_one(state, jax.tree.map(jnp.asarray, batch), numbers[t - first], t)
+            total = info if total is None else jax.tree.map(jnp.add, total, info)
+        return state, jax.tree.map(lambda a: a / (last - first), total)
+
+    streamed = isinstance(data.x, stream.Source)
+    if not streamed:
+        placed = jax.tree.map(jnp.asarray, data)
+        placed = placed if mesh is None else sharding.place(placed, mesh)
+
+    def advance(state: Any, first: int, last: int) -> tuple[Any, dict[str, float]]:
+        state = state if mesh is None else sharding.place(state, mesh)
+        state, info = (from_stream if streamed else from_memory)(state, first, last)
+        means = {name: float(np.mean(value)) for name, value in info.items()}  # over an ensemble
+        bad = ", ".join(name for name, value in means.items() if not np.isfinite(value))
+        if bad:
+            raise UserError(f"{bad} became NaN or infinite before step {last}: lower the learning rate")
+        return state, means
+
+    return advance
 
 
 def check_batch(num_data: int, batch_size: int) -> None:
@@ -201,12 +190,3 @@ def check_batch(num_data: int, batch_size: int) -> None:
         raise UserError(
             f"batch_size must lie between 1 and the {num_data} training examples, not {batch_size}"
         )
-
-
-def check_blocks(num_chains: int, num_warmup: int, num_draws: int, thin: int, block_size: int) -> None:
-    """Raise a UserError unless `collect` can run with these sizes."""
-    if min(num_chains, num_draws, thin, block_size) < 1:
-        raise UserError("num_chains, num_draws, thin and block_size must be at least 1")
-    for name, value in (("num_draws", num_draws), ("num_warmup", num_warmup)):
-        if value % block_size:
-            raise UserError(f"{name} {value} must be a multiple of block_size {block_size}")

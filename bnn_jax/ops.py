@@ -128,19 +128,30 @@ def _windows(x, window):
     return x.reshape(x.shape[0], *pairs, x.shape[-1])
 
 
-def apply_fn(module: nn.Module) -> Callable[[Params, jax.Array], jax.Array]:
+def apply_fn(module: nn.Module, dtype: Any = None) -> Callable[[Params, jax.Array], jax.Array]:
     """The pure function `(params, x) -> outputs` of a linen module, its `nn.Conv` layers in the
     lowering that suits the backend. The module itself stays as it is.
 
     Args:
         module: any linen module with a `params` collection only.
+        dtype: of the computation, bfloat16 say; weights stay float32 outside, outputs come back so.
     """
 
     def apply(params: Params, x: jax.Array) -> jax.Array:
         with nn.intercept_methods(_lower_conv):
-            return module.apply({"params": params}, x)
+            return to_float32(module.apply({"params": cast(params, dtype)}, cast(x, dtype)), dtype)
 
     return apply
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """`tree` in `dtype`; as it is with None."""
+    return tree if dtype is None else jax.tree.map(lambda a: a.astype(dtype), tree)
+
+
+def to_float32(outputs: jax.Array, dtype: Any) -> jax.Array:
+    """The outputs of a computation that was cast to `dtype`, in float32 again."""
+    return outputs if dtype is None else outputs.astype(jnp.float32)
 
 
 def unbound(layer: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ argument, so that no number of draws compiles again. (Depeweg et al., arXiv:1710
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,13 +41,31 @@ def sampled(sample: Callable[[Key, Any], Params]) -> Callable:
     return lambda source, i: sample(jax.random.fold_in(source[0], i), source[1])
 
 
-def build(apply: Callable, likelihood: Likelihood, draw: Callable, batch_size: int = 500) -> Callable:
+def members(sample: Callable[[Key, Any], Params], size: int) -> Callable:
+    """As `sampled` for an ensemble's state, leaves (size, ...): draw i is one of member i mod size."""
+
+    def draw(source, i):
+        key, states = source
+        return sample(jax.random.fold_in(key, i), jax.tree.map(lambda a: a[i % size], states))
+
+    return draw
+
+
+def build(
+    apply: Callable,
+    likelihood: Likelihood,
+    draw: Callable,
+    batch_size: int = 500,
+    over: Callable = lambda f: f,
+) -> Callable:
     """A predictive function that is compiled once a shape. Build it once and keep it.
 
     Args:
         apply: (params, x) -> outputs.
-        draw: (source, i) -> params of draw i; see `stacked` and `sampled`.
+        draw: (source, i) -> params of draw i; see `stacked`, `sampled` and `members`.
         batch_size: points in one pass; the last pass is padded.
+        over: what turns a prediction for network inputs into one for `x`, an average over the crops of an
+            image say (`augment.over_crops`).
 
     Returns:
         (source, x, num_draws) -> Predictive.
@@ -55,8 +74,7 @@ def build(apply: Callable, likelihood: Likelihood, draw: Callable, batch_size: i
     @jax.jit
     def accumulate(source, x, num_draws):
         def one(i):
-            outputs = apply(draw(source, i), x)
-            return likelihood.mean(outputs), likelihood.noise(outputs)
+            return over(lambda x: _moments(likelihood, apply(draw(source, i), x)))(x)
 
         def body(i, carry):  # Welford, on the float32 that accelerators have
             mean, squares, noise = carry
@@ -107,13 +125,42 @@ def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -
     return predictions
 
 
+def build_mixture(
+    apply: Callable,
+    likelihood: Likelihood,
+    draw: Callable,
+    batch_size: int = 500,
+    over: Callable = lambda f: f,
+) -> Callable:
+    """What each draw predicts, for densities that a mean alone does not give; arguments as of `build`.
+
+    Returns:
+        (source, x, num_draws) -> `Likelihood.mean` (D, T) or (D, T, K) and `Likelihood.noise` (D, T).
+    """
+
+    @partial(jax.jit, static_argnums=2)
+    def each(source, x, num_draws):
+        one = lambda i: over(lambda x: _moments(likelihood, apply(draw(source, i), x)))(x)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), jax.lax.map(one, jnp.arange(num_draws)))
+
+    def mixture(source: Any, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+        found = in_batches(lambda part: each(source, part, num_draws), x, batch_size)
+        return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), found)
+
+    return mixture
+
+
+def _moments(likelihood, outputs):
+    return likelihood.mean(outputs), likelihood.noise(outputs)
+
+
 def in_batches(f: Callable, x: Any, batch_size: int) -> Any:
-    """`f` on equal batches of `x`, the last one padded by repetition; results joined, as NumPy."""
-    x = np.asarray(x)
+    """`f` on equal batches of `x` (an array, or a `stream.Source`), the last one padded by repetition;
+    results joined, as NumPy."""
     size = min(batch_size, len(x))
     parts = []
     for start in range(0, len(x), size):
-        part = x[start : start + size]
+        part = np.asarray(x[start : start + size])
         padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
         parts.append(f(padded))
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(x)], *parts)

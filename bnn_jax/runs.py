@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import subprocess
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,26 @@ from bnn_jax.types import UserError
 MARK = "run.json"
 
 
-def claim(out: Path, script: str, config: dict[str, Any]) -> None:
+def claim(out: Path, script: str, config: dict[str, Any], free: Sequence[str] = ()) -> None:
     """Make `out` the run folder of this configuration, or find that it is.
+
+    Args:
+        free: settings that may differ between the calls that continue a run; the folder keeps the newest.
 
     Raises:
         UserError: the folder exists and is not a run of this script, or one with other settings.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose another folder")
-    if out.is_dir() and any(out.iterdir()):
+    begun = MARK + ".tmp"  # all that a kill within `write_json` leaves of a new folder
+    if out.is_dir() and any(path.name != begun for path in out.iterdir()):
         found = read_mark(out, script)
         other = [name for name in config if found.get(name) != config[name]]
-        if other:
-            changed = ", ".join(f"{n} {found.get(n)!r} there, {config[n]!r} here" for n in other)
+        if not other:
+            return
+        if fixed := [name for name in other if name not in free]:
+            changed = ", ".join(f"{n} {found.get(n)!r} there, {config[n]!r} here" for n in fixed)
             raise UserError(f"--out {out} holds a run with other settings ({changed}); choose another --out")
-        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / MARK, {"project": "bnn_jax", "script": script, "config": config})
@@ -66,6 +73,24 @@ def as_config(config: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if field.name not in leave_out
     }
+
+
+def from_config(kind: type, found: dict[str, Any], where: Path) -> Any:
+    """The dataclass that `as_config` wrote; fields that were left out take their defaults.
+
+    Raises:
+        UserError: `found` has a field that `kind` does not have: another version wrote it.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = ", ".join(sorted(set(found) - set(fields)))
+    if unknown:
+        raise UserError(f"{where} is a run of another version, whose settings differ ({unknown})")
+    return kind(**{name: _from_plain(fields[name].type, value) for name, value in found.items()})
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The key of one part of a run: adding a part leaves the others' random numbers alone."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -116,6 +141,12 @@ def _git_commit():
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _from_plain(kind, value):
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if isinstance(value, str) and "Path" in str(kind) else value
 
 
 def _plain(value):

@@ -2,13 +2,14 @@
 
 Axis letters used in shapes throughout the package:
     B batch   S weight samples in one step   D posterior draws   C chains   K classes
-    T test points   P weights (all leaves, flattened)   N training examples
+    T test points   P weights (all leaves, flattened)   N training examples   F features of a table
 
 Keys are typed (`jax.random.key`), always the first argument, never returned and never stored.
 All log densities are in nats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -69,8 +70,20 @@ class Algorithm(NamedTuple):
     chain: bool = False
 
 
+class Scaling(NamedTuple):
+    """What was done to raw values: x = (raw - shift) / scale, y = (raw - target_shift) / target_scale.
+    Raw pixels lie in [0, 1]; shift and scale broadcast over the last axis."""
+
+    shift: Any  # () or (C,) of images, (F,) of features; float32
+    scale: Any
+    target_shift: float = 0.0  # of regression targets, whose raw unit is the data's own
+    target_scale: float = 1.0
+
+
 class Dataset(NamedTuple):
-    """A data set split into training and test part, as NumPy arrays."""
+    """A data set in its parts, as NumPy arrays that a network takes as they are.
+
+    Images are (N, H, W, C), features (N, F), both standardised by `scaling`; so are regression targets."""
 
     name: str
     x_train: Any  # (N, ...) float32
@@ -79,4 +92,9 @@ class Dataset(NamedTuple):
     y_test: Any
     num_classes: int  # 0 for regression
     description: str  # one line: source, preprocessing, split
-    image_test: Any  # (T, H, W) or (T, H, W, 3) in [0, 1] to show in reports, or None
+    scaling: Scaling
+    x_val: Any = None  # the validation part, or None
+    y_val: Any = None
+    class_names: tuple[str, ...] = ()  # one a class, or none known
+    ids: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # part (train, val, test) -> file names or rows
+    left_out: tuple[str, ...] = ()  # what could not be read and was skipped on request: file and reason

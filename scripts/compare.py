@@ -10,33 +10,31 @@ step's result; the same command continues an interrupted run and repeats the tab
 
 import dataclasses
 import math
-import time
-import zlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 from rich.console import Console
 
 from bnn_jax import (
-    checkpoint,
+    chains,
     cli,
     compare,
+    data,
     diagnostics,
     draws,
     ensemble,
-    estimators,
     inference_data,
     loop,
-    objectives,
-    ops,
-    parts,
+    models,
+    optimizers,
     predict,
     runs,
+    training,
     trees,
 )
 from bnn_jax.report import comparison, tables
@@ -45,9 +43,7 @@ from bnn_jax.types import Algorithm, Batch, Dataset, Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    dataset: str = "digits"  # data set, by name (bnn_jax/data)
-    path: Path | None = None  # file or folder of a data set that does not come with the package
+class Config(data.Options):
     net: str = "digits"  # network, by name (bnn_jax/nets)
     methods: tuple[str, ...] = ("map", "vi", "hmc")  # methods, by name (bnn_jax/infer)
     prior: str = "fan_in"  # prior, by name (bnn_jax/priors)
@@ -76,6 +72,7 @@ class Config:
     num_bootstrap: int = 200  # replicates behind every interval
 
 
+UNRELATED = ("out", "source", "data_dir")  # settings that do not change the result
 QUICK = dict(
     map_steps=200, vi_steps=400, beta_warmup=50, vi_draws=20, num_warmup=20, num_draws=20, block_size=10,
     trajectory_length=0.1, max_tree_depth=3, num_bootstrap=50,
@@ -83,39 +80,30 @@ QUICK = dict(
 REFERENCES = ("hmc", "nuts")  # the first of these that runs is what the others are compared with
 
 
-class Model(NamedTuple):
+class Setup(NamedTuple):
     """One network, prior and likelihood on one data set, and the methods that run on them."""
 
-    apply: Any
-    likelihood: Any
+    model: models.Model
     starts: Params  # initial parameters, one a chain: leaves (C, ...)
     methods: dict[str, Algorithm]
-
-
-class Fitted(NamedTuple):
-    """A method's draws on the host: leaves (C, D, ...)."""
-
-    draws: Params
-    trace: dict[str, np.ndarray]  # name -> (C, D), empty for a method without chains
-    seconds: float
 
 
 def main(config: Config) -> int:
     """Run, print the table, write the folder. Exit code 1 if the reference has no sound chain."""
     console = Console()
     config, out = settle(config)
-    data = parts.find("data set", config.dataset)(config.path, config.seed)
-    model = build(config, data)
-    runs.claim(out, "compare", runs.as_config(config, leave_out=("out", "source")))
+    found = data.load(config, config.seed)
+    setup = build(config, found)
+    runs.claim(out, "compare", runs.as_config(config, leave_out=UNRELATED))
     console.print(
-        f"{data.name}: N = {len(data.x_train)} training and {len(data.x_test)} test examples; {config.net}: "
-        f"{trees.size(model.starts) // config.num_chains} weights; prior {config.prior}; "
+        f"{found.name}: N = {len(found.x_train)} training and {len(found.x_test)} test examples; "
+        f"{config.net}: {trees.size(setup.starts) // config.num_chains} weights; prior {config.prior}; "
         f"VI: {config.estimator}, KL {config.kl}, beta 0 to 1 in {config.beta_warmup} steps",
         highlight=False,
         soft_wrap=True,
     )
-    fitted = fit_all(config, data, model, out, console)
-    results, evidence = judge(config, data, model, fitted)
+    fitted = fit_all(config, found, setup, out, console)
+    results, evidence = judge(config, found, setup, fitted)
     runs.write_json(out / "results.json", results)
     inference = [name for name, fit in fitted.items() if fit.trace]
     for name in inference:
@@ -132,11 +120,9 @@ def settle(config: Config) -> tuple[Config, Path]:
         if config != Config(source=config.source):
             raise UserError("--from takes the settings of the finished run and no others")
         found = runs.read_mark(config.source, "compare")
-        if set(found) != set(runs.as_config(config, leave_out=("out", "source"))):
+        if set(found) != set(runs.as_config(config, leave_out=UNRELATED)):
             raise UserError(f"{config.source} is a run of another version, whose settings differ")
-        path = found["path"] and Path(found["path"])
-        found = {**found, "methods": tuple(found["methods"]), "path": path}
-        return Config(**found, source=config.source), config.source
+        return runs.from_config(Config, found | {"source": str(config.source)}, config.source), config.source
     if config.quick:
         config = dataclasses.replace(config, **QUICK)
     if len(set(config.methods)) != len(config.methods) or not config.methods:
@@ -147,7 +133,9 @@ def settle(config: Config) -> tuple[Config, Path]:
             raise UserError(
                 f"--{name.replace('_', '-')} must be at least {least}, not {getattr(config, name)}"
             )
-    loop.check_blocks(config.num_chains, config.num_warmup, config.num_draws, config.thin, config.block_size)
+    chains.check_blocks(
+        config.num_chains, config.num_warmup, config.num_draws, config.thin, config.block_size
+    )
     if config.num_draws < diagnostics.MIN_DRAWS:
         raise UserError(
             f"--num-draws must be at least {diagnostics.MIN_DRAWS}: R-hat compares halves of chains"
@@ -158,154 +146,91 @@ def settle(config: Config) -> tuple[Config, Path]:
     return config, config.out or Path("runs") / folder
 
 
-def build(config: Config, data: Dataset) -> Model:
+def build(config: Config, found: Dataset) -> Setup:
     """The methods by name, each given what its `build` asks for."""
-    if not data.num_classes:
-        raise UserError(f"compare needs class labels, the data set {data.name} has none")
-    num_data = len(data.x_train)
+    if not found.num_classes:
+        raise UserError(f"compare needs class labels, the data set {found.name} has none")
+    num_data = len(found.x_train)
     loop.check_batch(num_data, config.batch_size)
-    net = parts.find("network", config.net)(data.num_classes)
-    prior = parts.find("prior", config.prior)()
-    likelihood = parts.find("likelihood", "categorical")()
-    posterior = parts.find("posterior", config.posterior)()
-    apply = ops.apply_fn(net)
-    log_joint = objectives.log_joint(apply, prior, likelihood, num_data)
-    estimator = estimators.build(config.estimator, net, posterior, config.num_samples)
-    offered = {
-        "apply": apply,
-        "prior": prior,
-        "scale": prior.scale,
-        "likelihood": likelihood,
-        "posterior": posterior,
-        "log_joint": log_joint,
-        "elbo": objectives.elbo(estimator, posterior, prior, likelihood, num_data, config.kl),
-        "num_data": num_data,
-        "optimizer": optax.adam(optax.cosine_decay_schedule(config.vi_learning_rate, config.vi_steps)),
-        "beta": optax.linear_schedule(0.0, 1.0, config.beta_warmup) if config.beta_warmup else 1.0,
-        "num_warmup": config.num_warmup,
-        "trajectory_length": config.trajectory_length,
-        "max_tree_depth": config.max_tree_depth,
-    }
-    adam = optax.adam(optax.cosine_decay_schedule(config.map_learning_rate, config.map_steps))
+    model = models.build(config.net, found.num_classes, config.prior)
+    make = partial(
+        models.method,
+        model=model,
+        num_data=num_data,
+        posterior=config.posterior,
+        estimator=config.estimator,
+        num_samples=config.num_samples,
+        kl=config.kl,
+        beta=optax.linear_schedule(0.0, 1.0, config.beta_warmup) if config.beta_warmup else 1.0,
+        num_warmup=config.num_warmup,
+        trajectory_length=config.trajectory_length,
+        max_tree_depth=config.max_tree_depth,
+    )
+    rate = {"map": (config.map_learning_rate, config.map_steps)}
     methods = {
-        name: parts.call(
-            parts.find("method", name), {**offered, "optimizer": adam} if name == "map" else offered
+        name: make(
+            name,
+            optimizer=optimizers.build("adam", *rate.get(name, (config.vi_learning_rate, config.vi_steps))),
         )
         for name in dict.fromkeys(("map", *config.methods))
     }
-    keys = jax.random.split(stream(config, "init"), config.num_chains)
-    starts = jax.vmap(lambda key: net.init(key, jnp.asarray(data.x_train[:1]))["params"])(keys)
-    return Model(apply, likelihood, starts, methods)
+    keys = jax.random.split(runs.stream(config.seed, "init"), config.num_chains)
+    starts = jax.vmap(lambda key: models.init(key, model, found.x_train))(keys)
+    return Setup(model, starts, methods)
 
 
-def stream(config: Config, name: str) -> jax.Array:
-    """The key of one part of the run: adding a method leaves the others' random numbers alone."""
-    return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-
-
-def fit_all(config: Config, data: Dataset, model: Model, out: Path, console: Console) -> dict[str, Fitted]:
+def fit_all(
+    config: Config, found: Dataset, setup: Setup, out: Path, console: Console
+) -> dict[str, training.Draws]:
     """Every method's draws, from the run folder where they are there, else computed and kept."""
-    train = Batch(data.x_train, data.y_train)
-    members = ensemble.build(model.methods["map"], config.num_chains)
-    state, seconds = optimise(config, "map", members, model.starts, train, out, console)
-    modes = members.sample(stream(config, "map"), state)
+    train = Batch(found.x_train, found.y_train)
+    # With --from nothing is computed.
+    settings = dict(data=train, finished_only=config.source is not None)
+    stream = partial(runs.stream, config.seed)
+
+    def optimise(name, method, params, num_steps):
+        schedule = training.Schedule(num_steps, config.batch_size, period=num_steps)
+        with track(console, name, num_steps) as progress:
+            return training.optimise(
+                out / name, stream(name), method, params, schedule=schedule, progress=progress, **settings
+            )
+
+    members = ensemble.build(setup.methods["map"], config.num_chains)
+    outcome = optimise("map", members, setup.starts, config.map_steps)
+    modes = members.sample(stream("map"), outcome.state)
     first = jax.tree.map(lambda a: a[0], modes)
     fitted = {}
     for name in config.methods:
-        method = model.methods[name]
+        method = setup.methods[name]
         if name == "map":
-            fitted[name] = Fitted(jax.tree.map(lambda a: np.asarray(a)[:1, None], modes), {}, seconds)
+            fitted[name] = training.Draws(
+                jax.tree.map(lambda a: np.asarray(a)[:1, None], modes), {}, outcome.seconds
+            )
         elif method.chain:
-            fitted[name] = sample_chains(config, name, method, modes, train, out, console)
+            sizes = training.Sizes(config.num_warmup, config.num_draws, config.thin, config.block_size)
+            with track(console, name, config.num_warmup + config.num_draws * config.thin) as progress:
+                fitted[name] = training.sample(
+                    out / name, stream(name), method, modes, sizes=sizes, progress=progress, **settings
+                )
         else:
-            state, seconds = optimise(config, name, method, first, train, out, console)
-            keys = jax.random.split(stream(config, f"{name} draws"), config.vi_draws)
-            draws_ = jax.jit(jax.vmap(method.sample, (0, None)))(keys, state)
-            fitted[name] = Fitted(jax.tree.map(lambda a: np.asarray(a)[None], draws_), {}, seconds)
+            outcome_ = optimise(name, method, first, config.vi_steps)
+            keys = jax.random.split(stream(f"{name} draws"), config.vi_draws)
+            found_draws = jax.jit(jax.vmap(method.sample, (0, None)))(keys, outcome_.state)
+            fitted[name] = training.Draws(
+                jax.tree.map(lambda a: np.asarray(a)[None], found_draws), {}, outcome_.seconds
+            )
     return fitted
 
 
-def optimise(config, name, method, params, train, out, console) -> tuple[Any, float]:
-    """The final state of a method that optimises, and the seconds that it took."""
-    folder = out / name
-    key = stream(config, name)
-    done = runs.read_json(folder / "history.json")
-    if done is not None:
-        return checkpoint.load(folder / "state", jax.eval_shape(method.init, key, params)), done["seconds"]
-    finished_only(config, name)
-    steps = config.map_steps if name == "map" else config.vi_steps
-    start = time.monotonic()
-    with track(console, name, steps) as progress:
-        state, history = loop.fit(
-            key,
-            method,
-            params,
-            train,
-            num_steps=steps,
-            batch_size=config.batch_size,
-            progress=progress,
-        )
-    seconds = time.monotonic() - start
-    checkpoint.save(folder / "state", state)
-    record = {"seconds": seconds, **{n: values.tolist() for n, values in history.items()}}
-    runs.write_json(folder / "history.json", record)
-    return state, seconds
-
-
-def sample_chains(config, name, method, starts, train, out, console) -> Fitted:
-    """The draws of a chain method, streamed to disk block by block and continued from the last one."""
-    folder = out / name
-    num_blocks = config.num_draws // config.block_size
-    kept = runs.read_json(folder / "progress.json")
-    seconds, done = (kept["seconds"], kept["blocks"]) if kept else (0.0, 0)
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), starts)
-    if done < num_blocks:
-        finished_only(config, name)
-        resume = None
-        if done:
-            abstract = jax.eval_shape(jax.vmap(lambda start: method.init(jax.random.key(0), start)), starts)
-            resume = done - 1, checkpoint.load(folder / f"state-{done - 1}", abstract)
-        begin = time.monotonic()
-        total = config.num_warmup + config.num_draws * config.thin
-        with track(console, name, total) as progress:
-            for block in loop.collect(
-                stream(config, name),
-                method,
-                starts,
-                train,
-                num_warmup=config.num_warmup,
-                num_draws=config.num_draws,
-                thin=config.thin,
-                block_size=config.block_size,
-                resume=resume,
-                progress=progress,
-            ):
-                draws.write_block(folder, block.index, block.draws, block.trace)
-                state = folder / f"state-{block.index}"
-                checkpoint.save(state, block.state)
-                # Only now does the block count; a kill before this line repeats it.
-                record = {"blocks": block.index + 1, "seconds": seconds + time.monotonic() - begin}
-                runs.write_json(folder / "progress.json", record)
-                checkpoint.keep_only(state)
-        seconds = record["seconds"]
-    return Fitted(*draws.load(folder, like, num_blocks), seconds)
-
-
-def finished_only(config: Config, name: str) -> None:
-    """With --from nothing is computed."""
-    if config.source is not None:
-        raise UserError(f"{config.source} is not finished ({name} is missing); run its command again first")
-
-
 def judge(
-    config: Config, data: Dataset, model: Model, fitted: dict[str, Fitted]
+    config: Config, found: Dataset, setup: Setup, fitted: dict[str, training.Draws]
 ) -> tuple[dict[str, Any], comparison.Evidence]:
     """Scores, distances, floor and diagnostics; unsound chains are named and left out."""
-    predict_each = predict.build_each(model.apply, model.likelihood)
+    predict_each = predict.build_each(setup.model.apply, setup.model.likelihood)
     probs, weights, block, diagnosed = {}, {}, {}, {}
     for name, fit in fitted.items():
         flat = draws.flatten(fit.draws)
-        values = predict_each(draws.pool(fit.draws), data.x_test)
+        values = predict_each(draws.pool(fit.draws), found.x_test)
         values = values.reshape(*flat.shape[:2], *values.shape[1:])
         sound = np.ones(len(values), bool)
         block[name] = 1
@@ -323,7 +248,7 @@ def judge(
     scores, floor = {}, {}
     if probs:
         scores = compare.summarise(
-            probs, data.y_test, reference, rng=rng, replicates=config.num_bootstrap, block=block
+            probs, found.y_test, reference, rng=rng, replicates=config.num_bootstrap, block=block
         )
     if reference and len(probs[reference]) > 1:
         floor = compare.floor_summary(
@@ -343,15 +268,15 @@ def judge(
     if reference:
         methods[reference] |= floor  # its distance to itself is the floor
     results = {
-        "config": runs.as_config(config, leave_out=("out", "source")),
+        "config": runs.as_config(config, leave_out=UNRELATED),
         "environment": runs.environment(),
         "data": {
-            "name": data.name,
-            "description": data.description,
-            "num_train": len(data.x_train),
-            "num_test": len(data.x_test),
-            "num_classes": data.num_classes,
-            "num_weights": trees.size(model.starts) // config.num_chains,
+            "name": found.name,
+            "description": found.description,
+            "num_train": len(found.x_train),
+            "num_test": len(found.x_test),
+            "num_classes": found.num_classes,
+            "num_weights": trees.size(setup.starts) // config.num_chains,
         },
         "reference": reference,
         "methods": methods,
@@ -363,7 +288,8 @@ def judge(
         name: dict(zip(trees.leaf_names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
         for name, tree in weights.items()
     }
-    return results, comparison.Evidence(data.y_test, data.image_test, probs, named)
+    images = data.to_images(found.x_test, found.scaling)
+    return results, comparison.Evidence(found.y_test, images, probs, named)
 
 
 if __name__ == "__main__":

@@ -115,5 +115,5 @@ def test_damage_is_told_in_one_line(damage, saved, tmp_path):
 def test_keep_only_deletes_its_own_siblings(tmp_path):
     for name in ("state-00001", "state-00002", "state-00010", "other-00001", "state", "final"):
         (tmp_path / name).mkdir()
-    checkpoint.keep_only(tmp_path / "state-00010")
+    checkpoint.keep_only([tmp_path / "state-00010"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "other-00001", "state", "state-00010"]

@@ -12,7 +12,7 @@ import pytest
 from problems import estimator_names, linear
 from scipy.stats import chisquare
 
-from bnn_jax import diagnostics, ensemble, estimators, loop, objectives, parts, trees
+from bnn_jax import chains, diagnostics, ensemble, estimators, loop, objectives, parts, trees
 from bnn_jax.infer import hmc, nuts, vi
 from bnn_jax.infer import map as map_
 from bnn_jax.likelihoods import gaussian
@@ -43,10 +43,10 @@ def scale(params, width=1.0):
     return jax.tree.map(lambda a: jnp.full_like(a, width), params)
 
 
-def chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1, seed=0):
+def run_chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1, seed=0):
     """Draws (C, D, P) and the trace, each (C, D)."""
     blocks = list(
-        loop.collect(
+        chains.collect(
             jax.random.key(seed),
             algorithm,
             starts,
@@ -85,7 +85,7 @@ def test_chains_sample_the_linear_posterior(name, problem):
     algorithm = SAMPLERS[name](target(problem), isotropic.build(problem.std).scale, num_warmup=200)
     starts = problem.params(np.zeros(3))
     starts = jax.tree.map(lambda a: a + jnp.arange(4.0)[:, None, None] / 2, starts)
-    draws, trace = chains(algorithm, starts, problem.batch, 3000)
+    draws, trace = run_chains(algorithm, starts, problem.batch, 3000)
     assert diagnostics.chain_status(draws, trace) == ["ok"] * 4
     assert np.max(diagnostics.rhat(draws)) < 1.02
     assert 0.6 < trace["accept_prob"].mean() < 0.99
@@ -98,7 +98,7 @@ def test_temperature_scales_the_covariance(problem, temperature):
         target(problem, temperature), scale, num_warmup=200, trajectory_length=0.15 * temperature**0.5
     )
     starts = jax.tree.map(lambda a: jnp.stack([a] * 4), problem.params(problem.mean))
-    draws, _ = chains(algorithm, starts, problem.batch, 3000)
+    draws, _ = run_chains(algorithm, starts, problem.batch, 3000)
     agrees_with_gaussian(draws, problem.mean, temperature * problem.cov)
 
 
@@ -113,7 +113,7 @@ def test_chains_sample_a_skewed_target(name):
     widths = lambda params: {"a": jnp.full((1,), 2.0), "b": jnp.full((2,), 0.7)}
     algorithm = SAMPLERS[name](log_joint, widths, num_warmup=200)
     starts = {"a": jnp.zeros((4, 1)), "b": jnp.ones((4, 2))}
-    draws, _ = chains(algorithm, starts, Batch(np.zeros((1, 1)), np.zeros(1)), 3000, thin=2)
+    draws, _ = run_chains(algorithm, starts, Batch(np.zeros((1, 1)), np.zeros(1)), 3000, thin=2)
     agrees(draws, np.full(3, np.euler_gamma))
     agrees(np.square(draws - np.euler_gamma), np.full(3, math.pi**2 / 6))
     agrees((draws - np.euler_gamma) ** 3, np.full(3, 2 * 1.2020569))
@@ -238,7 +238,7 @@ def guarded(problem, starts=None, **settings) -> tuple[list[str], dict]:
     algorithm = hmc.build(target(problem), isotropic.build(problem.std).scale, num_warmup=0, **settings)
     if starts is None:
         starts = jax.tree.map(lambda a: jnp.stack([a] * 2), problem.params(problem.mean))
-    draws, trace = chains(algorithm, starts, problem.batch, 10, num_warmup=0)
+    draws, trace = run_chains(algorithm, starts, problem.batch, 10, num_warmup=0)
     return diagnostics.chain_status(draws, trace), trace
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bnn_jax import estimators, loop, objectives, ops, parts, sharding
+from bnn_jax import chains, estimators, loop, objectives, ops, parts, sharding
 from bnn_jax.likelihoods import categorical
 from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
@@ -121,7 +121,7 @@ def test_batches_must_split():
 
 
 def collect(method, mesh):
-    blocks = loop.collect(
+    blocks = chains.collect(
         jax.random.key(3),
         build(method, num_warmup=2),
         random_like(SHAPES, 4, (CHAINS,)),

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from bnn_jax.data import check
+from bnn_jax.data import Part, assemble
 from bnn_jax.types import Dataset, UserError
 
 NUM_TEST = 500
@@ -28,19 +28,13 @@ def load(path: Path | None = None, seed: int = 0) -> Dataset:
         raise UserError("the data set digits comes with scikit-learn and takes no --path")
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels.astype(np.int32), test_size=NUM_TEST, random_state=seed, stratify=labels
-    )
-    mean, std = x_train.mean(), x_train.std()
-    return check(
-        Dataset(
-            name="digits",
-            x_train=(x_train - mean) / std,
-            y_train=y_train,
-            x_test=(x_test - mean) / std,
-            y_test=y_test,
-            num_classes=10,
-            description="scikit-learn's 8x8 handwritten digits, standardised, stratified random split",
-            image_test=x_test[..., 0],
-        )
+    rows = np.arange(len(labels))
+    train, test = train_test_split(rows, test_size=NUM_TEST, random_state=seed, stratify=labels)
+    return assemble(
+        "digits",
+        Part(images[train], labels[train], train),
+        Part(images[test], labels[test], test),
+        num_classes=10,
+        class_names=range(10),
+        description="scikit-learn's 8x8 handwritten digits, standardised, stratified random split",
     )

@@ -1,0 +1,427 @@
+"""One network, trained by one method on one data set: its settings, its parts, and its run folder.
+
+`scripts/train.py` fills the folder; `scripts/evaluate.py` and `scripts/predict.py` read it. It holds
+`run.json` (the settings), `data.json` (what the data were), `split.csv` (who is in which part),
+`history.json` and `.csv`, `checkpoints/`, and the result: `state/`, or the blocks of draws of chains.
+"""
+
+import csv
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bnn_jax import (
+    augment,
+    balance,
+    chains,
+    checkpoint,
+    data,
+    ensemble,
+    loop,
+    metrics,
+    models,
+    optimizers,
+    predict,
+    runs,
+    training,
+)
+from bnn_jax.types import Algorithm, Batch, Dataset, Likelihood, Params, UserError
+
+SCRIPT = "train"
+EPOCHS = 20  # without --epochs and --steps
+DATA = "data.json"
+FREE = ("path", "data_dir", "keep", "tensorboard")  # settings that may change when a run goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(augment.Augmentation, data.Options):
+    """The settings of a run."""
+
+    net: str = "lenet"  # network, by name (bnn_jax/nets)
+    method: str = "vi"  # method, by name (bnn_jax/infer)
+    out: Path | None = None  # run folder; default runs/train-DATASET-NET-METHOD-seedSEED
+    seed: int = 0  # of the split, the start and all random numbers
+    prior: str = "fan_in"  # prior, by name (bnn_jax/priors)
+    members: int = 1  # independent members of an ensemble, trained side by side
+    pretrained: Path | None = None  # a run folder or an orbax checkpoint of parameters to start from
+    epochs: int | None = None  # passes over the training data; default 20
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 128  # examples a step
+    optimizer: str = "adam"  # by its optax name
+    learning_rate: float = 1e-3  # the highest of the schedule
+    schedule: str = "cosine"  # cosine (to 0) or constant
+    warmup: int = 0  # steps over which the learning rate rises from 0
+    patience: int | None = None  # stop after so many evaluations without better validation NLL; keep the best
+    plateau_patience: int | None = None  # lower the learning rate after so many, likewise
+    plateau_factor: float = 0.1  # by which it is lowered
+    plateau_floor: float = 1e-9  # lowest learning rate of the plateau
+    eval_every: int | None = None  # steps between evaluations and checkpoints; default an epoch
+    eval_draws: int = 10  # posterior draws of an evaluation during training
+    keep: int = 2  # newest checkpoints that are kept, besides the best
+    compute: str = "float32"  # or bfloat16: the forward pass; weights and KL stay float32
+    noise: str = "learned"  # of a regression: learned (one level) or input (a second output)
+    posterior: str = "mean_field"  # variational family, by name (bnn_jax/posteriors)
+    estimator: str = "flipout"  # sampling, antithetic, local_reparam or flipout
+    num_samples: int = 1  # weight samples a step of VI
+    kl: str = "closed_form"  # closed_form (Gaussian priors) or monte_carlo
+    beta: float = 1.0  # the KL weight; 1 is the ELBO
+    beta_warmup: int = 0  # steps over which the KL weight rises from 0
+    balance: str = "none"  # none, class_weights, over_sample, under_sample or focal
+    focal_gamma: float = 2.0  # exponent of the focal loss
+    crop_stride: int | None = None  # predict by averaging over crops so many pixels apart; default the centre
+    tensorboard: bool = False  # also write the history for TensorBoard (pip install tensorboardX)
+    num_chains: int = 2  # of hmc and nuts, each starting at a MAP solution of its own
+    num_warmup: int = 60  # steps that adapt the step size, a multiple of block_size
+    num_draws: int = 160  # draws a chain, a multiple of block_size
+    thin: int = 1  # steps a draw
+    block_size: int = 20  # draws a chain between two writes to disk
+    trajectory_length: float = math.pi / 4  # of HMC, in prior widths
+    max_tree_depth: int = 8  # of NUTS
+
+
+class Experiment(NamedTuple):
+    """Settings made into functions and numbers."""
+
+    config: Config
+    model: models.Model
+    algorithm: Algorithm  # of one member or chain
+    map: Algorithm | None  # where chains start
+    plan: balance.Balanced
+    schedule: training.Schedule
+    transform: Callable | None
+    over: Callable  # see `predict.build`
+    pretrained: Params | None  # where all members or chains start
+
+
+def build(config: Config, found: Dataset) -> Experiment:
+    """Everything that a run needs, checked before anything is computed.
+
+    Raises:
+        UserError: settings that are out of range or do not go together.
+    """
+    _check(config, found)
+    classification = found.num_classes > 0
+    labels = found.y_train
+    if classification:
+        plan = balance.plan(config.balance, labels, found.num_classes, config.seed)
+    else:
+        plan = balance.Balanced(np.arange(len(labels), dtype=np.int32), len(labels), "")
+    visited = len(plan.indices)
+    loop.check_batch(visited, config.batch_size)
+    model = models.build(config.net, found.num_classes, config.prior, config.noise, config.compute)
+    likelihood = model.likelihood
+    if config.balance == "class_weights":
+        likelihood = balance.weighted(likelihood, balance.class_weights(labels, found.num_classes))
+    if config.balance == "focal":
+        likelihood = balance.focal(likelihood, config.focal_gamma)
+    algorithm = method(config, model, plan.num_data, visited, likelihood=likelihood)
+    augmentation = augment.Augmentation(
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(augment.Augmentation)}
+    )
+    transform = _transform(augmentation, found)
+    if algorithm.chain:
+        _check_chain(config, transform)
+    plateau = None
+    if config.plateau_patience is not None:
+        floor = config.plateau_floor / config.learning_rate
+        plateau = optimizers.plateau(config.plateau_factor, config.plateau_patience, floor)
+    schedule = training.Schedule(
+        num_steps(config, visited),
+        config.batch_size,
+        config.eval_every or visited // config.batch_size,
+        config.patience,
+        plateau,
+        config.keep,
+    )
+    start = method(config, model, plan.num_data, visited, "map", likelihood) if algorithm.chain else None
+    like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found))
+    pretrained = None if config.pretrained is None else _pretrained(config.pretrained, like)
+    over = over_images(config)
+    return Experiment(config, model, algorithm, start, plan, schedule, transform, over, pretrained)
+
+
+def num_steps(config: Config, visited: int) -> int:
+    """Optimisation steps, for `visited` examples an epoch."""
+    return config.steps or (config.epochs or EPOCHS) * (visited // config.batch_size)
+
+
+def method(
+    config: Config,
+    model: models.Model,
+    num_data: int,
+    visited: int,
+    name: str | None = None,
+    likelihood: Likelihood | None = None,
+) -> Algorithm:
+    """The configured method, or the one called `name`.
+
+    Args:
+        num_data: N of the ELBO.
+        visited: examples an epoch.
+        likelihood: what is trained on instead of the model's own.
+    """
+    beta = config.beta
+    if config.beta_warmup:
+        beta = optax.linear_schedule(0.0, config.beta, config.beta_warmup)
+    return models.method(
+        name or config.method,
+        model,
+        num_data,
+        posterior=config.posterior,
+        estimator=config.estimator,
+        num_samples=config.num_samples,
+        kl=config.kl,
+        likelihood=likelihood,
+        optimizer=optimizers.build(
+            config.optimizer,
+            config.learning_rate,
+            num_steps(config, visited),
+            config.schedule,
+            config.warmup,
+        ),
+        beta=beta,
+        num_warmup=config.num_warmup,
+        trajectory_length=config.trajectory_length,
+        max_tree_depth=config.max_tree_depth,
+    )
+
+
+def over_images(config: Config) -> Callable:
+    """How a prediction for crops becomes one for images: see `predict.build`."""
+    if config.crop is None:
+        return lambda f: f
+    if config.crop_stride is not None:
+        return partial(augment.over_crops, size=config.crop, stride=config.crop_stride)
+    return lambda f: lambda images: f(augment.centre_crop(images, config.crop))
+
+
+def input_shape(config: Config, x_shape: Sequence[int]) -> tuple[int, ...]:
+    """(H, W, C) or (F,) of what the network sees, for examples of `x_shape`."""
+    return tuple(x_shape) if config.crop is None else (config.crop, config.crop, x_shape[-1])
+
+
+def train(
+    run: Path,
+    experiment: Experiment,
+    found: Dataset,
+    *,
+    progress: Callable,
+    on_row: Callable[[training.Row], None] = lambda row: None,
+) -> training.Outcome | training.Draws:
+    """Train in the folder `run`, or go on there.
+
+    Args:
+        progress: (name, total) -> context manager of a `progress(done, info)` callback.
+        on_row: called with every new row of the history.
+    """
+    config, algorithm = experiment.config, experiment.algorithm
+    batch = Batch(found.x_train, found.y_train)
+    count = config.num_chains if algorithm.chain else config.members
+    params = _start(experiment, found, count)
+    optimised = experiment.map if algorithm.chain else algorithm
+    if algorithm.chain and config.pretrained is not None:
+        starts = params
+    else:
+        folder, name = (run / "map", "map") if algorithm.chain else (run, config.method)
+        single = count == 1 and not algorithm.chain
+        with progress(name, experiment.schedule.num_steps) as report:
+            outcome = training.optimise(
+                folder,
+                runs.stream(config.seed, name),
+                optimised if single else ensemble.build(optimised, count),
+                jax.tree.map(lambda a: a[0], params) if single else params,
+                batch,
+                experiment.schedule,
+                evaluate=_evaluation(experiment, found, optimised, None if single else count),
+                visit=experiment.plan.indices,
+                transform=experiment.transform,
+                progress=report,
+                on_row=on_row,
+            )
+        if not algorithm.chain:
+            return outcome
+        starts = outcome.state.params
+    total = config.num_warmup + config.num_draws * config.thin
+    with progress(config.method, total) as report:
+        return training.sample(
+            run,
+            runs.stream(config.seed, config.method),
+            algorithm,
+            starts,
+            batch,
+            training.Sizes(config.num_warmup, config.num_draws, config.thin, config.block_size),
+            progress=report,
+        )
+
+
+def record_data(run: Path, found: Dataset, plan: balance.Balanced) -> None:
+    """Write `data.json` and `split.csv`, or compare with what is there.
+
+    Raises:
+        UserError: the folder was begun with other data.
+    """
+    info = {
+        "name": found.name,
+        "description": found.description,
+        "fingerprint": data.fingerprint(found),
+        "num_classes": found.num_classes,
+        "class_names": list(found.class_names),
+        "x_shape": list(found.x_train.shape[1:]),
+        "scaling": {
+            "shift": np.asarray(found.scaling.shift).tolist(),
+            "scale": np.asarray(found.scaling.scale).tolist(),
+            "target_shift": found.scaling.target_shift,
+            "target_scale": found.scaling.target_scale,
+        },
+        "num_train": len(found.x_train),
+        "num_val": 0 if found.x_val is None else len(found.x_val),
+        "num_test": len(found.x_test),
+        "num_data": plan.num_data,  # N of the ELBO
+        "num_visited": len(plan.indices),  # an epoch
+        "left_out": list(found.left_out),
+    }
+    before = runs.read_json(run / DATA)
+    if before is not None:
+        if before["fingerprint"] != info["fingerprint"]:
+            sizes = [[r[f"num_{part}"] for part in ("train", "val", "test")] for r in (before, info)]
+            raise UserError(
+                f"the data have changed since {run} was begun (train, val, test: {sizes[0]} then, {sizes[1]} "
+                "now, or other values): bring them back, or choose another --out"
+            )
+        return
+    temporary = run / "split.csv.tmp"
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("part", "id", "label"))
+        for part in ("train", "val", "test"):
+            y = getattr(found, f"y_{part}")
+            labels = [] if y is None else y.tolist()
+            ids = found.ids.get(part) or range(len(labels))
+            writer.writerows((part, *row) for row in zip(ids, labels, strict=True))
+    os.replace(temporary, run / "split.csv")
+    runs.write_json(run / DATA, info)
+
+
+def folder(config: Config) -> Path:
+    """The run folder: `--out`, or one named after the settings."""
+    name = f"train-{config.dataset}-{config.net}-{config.method}-seed{config.seed}"
+    return config.out or Path("runs") / name
+
+
+def _start(experiment, found, count):
+    """Initial weights of `count` members, leaves (count, ...)."""
+    config, one = experiment.config, experiment.pretrained
+    if one is not None:
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), one)
+    keys = jax.random.split(runs.stream(config.seed, "init"), count)
+    return jax.vmap(lambda key: _init(key, config, experiment.model, found))(keys)
+
+
+def _init(key, config, model, found):
+    """Initial weights of one member."""
+    x = np.zeros((1, *input_shape(config, found.x_train.shape[1:])), np.float32)
+    return models.init(key, model, x)
+
+
+def _pretrained(path, like):
+    """Parameters from an orbax checkpoint, or from a run folder: MAP's weights, or VI's means."""
+    if not (path / runs.MARK).exists():
+        return checkpoint.load(path, like)
+    config = runs.from_config(Config, runs.read_mark(path, SCRIPT), path)
+    info = runs.read_json(path / DATA)
+    if not (path / training.OUTCOME).exists() or info is None or config.members > 1:
+        raise UserError(f"--pretrained {path} must be a finished run of one member without chains")
+    model = models.build(config.net, info["num_classes"], config.prior, config.noise)
+    algorithm = method(config, model, info["num_data"], info["num_visited"])
+    state = checkpoint.load(path / "state", jax.eval_shape(algorithm.init, jax.random.key(0), like))
+    return state.params if hasattr(state, "params") else state.phi.mean
+
+
+def _evaluation(experiment, found, algorithm, members):
+    """state -> scores on the validation part, None without one; `members` is None for a single network."""
+    if found.x_val is None:
+        return None
+    config, model = experiment.config, experiment.model
+    sample = algorithm.sample
+    draw = predict.sampled(sample) if members is None else predict.members(sample, members)
+    key = runs.stream(config.seed, "evaluate")  # the same draws at every evaluation: less noise between them
+    num_draws = -(-config.eval_draws // (members or 1)) * (members or 1)  # each member as often as the others
+    if model.likelihood.task == "classification":
+        predictive = predict.build(model.apply, model.likelihood, draw, over=experiment.over)
+
+        def classify(state):
+            probs = predictive((key, state), found.x_val, num_draws).mean
+            return {
+                "val_nll": metrics.nll(probs, found.y_val),
+                "val_accuracy": metrics.accuracy(probs, found.y_val),
+            }
+
+        return classify
+    mixture = predict.build_mixture(model.apply, model.likelihood, draw, over=experiment.over)
+
+    def regress(state):
+        means, variances = mixture((key, state), found.x_val, num_draws)
+        scale = found.scaling.target_scale
+        nll = metrics.gaussian_mixture_nll(means, variances, found.y_val) + math.log(scale)
+        return {"val_nll": nll, "val_rmse": scale * metrics.rmse(means.mean(0), found.y_val)}
+
+    return regress
+
+
+def _transform(augmentation, found):
+    """The augmentation as `loop.stepper` takes it: on raw pixels, which the network's inputs are not."""
+    if augment.is_off(augmentation):
+        return None
+    if len(found.x_train.shape) != 4:
+        raise UserError(f"augmentation is for images; the data set {found.name} has none")
+    changed = augment.batch(augment.build(augmentation))
+    shift, scale = jnp.asarray(found.scaling.shift), jnp.asarray(found.scaling.scale)
+    return lambda key, x, numbers: (changed(key, x * scale + shift, numbers) - shift) / scale
+
+
+def _check(config, found):
+    for name in ("members", "batch_size", "eval_draws", "keep", "num_chains"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+    for name in ("epochs", "steps", "eval_every", "patience", "plateau_patience", "crop_stride"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if config.epochs is not None and config.steps is not None:
+        raise UserError("--epochs and --steps exclude each other")
+    if found.x_val is None and (config.patience is not None or config.plateau_patience is not None):
+        raise UserError(
+            f"--patience and --plateau-patience need a validation part; the data set {found.name} has none"
+        )
+    if config.beta < 0 or config.beta_warmup < 0:
+        raise UserError("--beta and --beta-warmup must not be negative")
+    if config.crop_stride is not None and config.crop is None:
+        raise UserError("--crop-stride needs --crop, the side of the crops")
+    if config.crop is not None:
+        sides = found.x_train.shape[1:-1]
+        if len(sides) != 2 or config.crop > min(sides):
+            raise UserError(f"--crop {config.crop} does not fit inputs of shape {found.x_train.shape[1:]}")
+    if not found.num_classes and config.balance != "none":
+        raise UserError(f"--balance is for classes; the data set {found.name} is a regression")
+
+
+def _check_chain(config, transform):
+    """Chains need the plain likelihood of the full data."""
+    if transform is not None or config.balance != "none":
+        raise UserError(
+            f"{config.method} samples the posterior of the data as they are: no augmentation, no --balance"
+        )
+    if config.members != 1:
+        raise UserError(f"{config.method} runs --num-chains chains and takes no --members")
+    chains.check_blocks(
+        config.num_chains, config.num_warmup, config.num_draws, config.thin, config.block_size
+    )

@@ -1,0 +1,100 @@
+"""From names to pure functions: a network with its prior and likelihood, and the methods that run on it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from bnn_jax import estimators, objectives, ops, parts
+from bnn_jax.likelihoods import gaussian
+from bnn_jax.types import Algorithm, Key, Likelihood, Params, Prior, UserError
+
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # of the forward pass; None leaves it alone
+NOISES = ("learned", "input")
+
+
+class Model(NamedTuple):
+    """p(w) and p(y | x, w)."""
+
+    module: nn.Module
+    apply: Callable  # (params, x) -> outputs, float32
+    likelihood: Likelihood
+    prior: Prior
+    dtype: Any  # of the forward pass, None for that of the weights
+
+
+def build(
+    net: str, num_classes: int, prior: str = "fan_in", noise: str = "learned", compute: str = "float32"
+) -> Model:
+    """The parts called by their names.
+
+    Classification takes the categorical likelihood, regression (`num_classes` 0) the Gaussian.
+
+    Args:
+        noise: of a regression: "learned", one level as a weight of its own, or "input", a second output
+            of the network.
+        compute: the forward pass's dtype; weights, KL and likelihood stay float32.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if compute not in DTYPES:
+        raise UserError(f"unknown compute dtype {compute!r}: choose from {', '.join(DTYPES)}")
+    if noise not in NOISES:
+        raise UserError(f"unknown noise {noise!r}: choose from {', '.join(NOISES)}")
+    make = parts.find("network", net)
+    if num_classes:
+        module, likelihood = make(num_classes), parts.find("likelihood", "categorical")()
+    else:
+        module = gaussian.LearnedNoise(make(1)) if noise == "learned" else make(2)
+        likelihood = gaussian.build()
+    dtype = DTYPES[compute]
+    return Model(module, ops.apply_fn(module, dtype), likelihood, parts.find("prior", prior)(), dtype)
+
+
+def init(key: Key, model: Model, x: Any) -> Params:
+    """Initial weights for inputs like `x` (n, ...)."""
+    return model.module.init(key, jnp.asarray(x[:1], jnp.float32))["params"]
+
+
+def method(
+    name: str,
+    model: Model,
+    num_data: int,
+    *,
+    posterior: str = "mean_field",
+    estimator: str = "flipout",
+    num_samples: int = 1,
+    kl: str = "closed_form",
+    likelihood: Likelihood | None = None,
+    **offered: Any,
+) -> Algorithm:
+    """The method called `name` on `model`, given those of the offered arguments that its `build` names.
+
+    Args:
+        num_data: N.
+        posterior, estimator, num_samples, kl: the variational family and how it passes the network.
+        likelihood: what is trained on instead of the model's own, class-weighted say.
+        offered: `optimizer`, `beta`, `num_warmup`, ...: what else a method may want.
+
+    Raises:
+        UserError: an unknown name, or parts that do not go together.
+    """
+    likelihood = likelihood or model.likelihood
+    family = parts.find("posterior", posterior)()
+    build = parts.find("method", name)
+    ours = {
+        "apply": model.apply,
+        "prior": model.prior,
+        "scale": model.prior.scale,
+        "likelihood": likelihood,
+        "posterior": family,
+        "log_joint": objectives.log_joint(model.apply, model.prior, likelihood, num_data),
+        "num_data": num_data,
+    }
+    if "elbo" in inspect.signature(build).parameters:  # MAP may have a prior without closed-form KL
+        through = estimators.build(estimator, model.module, family, num_samples, dtype=model.dtype)
+        ours["elbo"] = objectives.elbo(through, family, model.prior, likelihood, num_data, kl)
+    return parts.call(build, ours | offered)

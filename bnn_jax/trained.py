@@ -1,0 +1,88 @@
+"""A finished run, ready to predict: the posterior, the network and what the data were."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bnn_jax import (
+    checkpoint,
+    diagnostics,
+    draws,
+    ensemble,
+    experiment,
+    models,
+    predict,
+    runs,
+    training,
+    trees,
+)
+from bnn_jax.types import Scaling, UserError
+
+
+class Trained(NamedTuple):
+    """A posterior to predict with: `predict.build(model.apply, model.likelihood, draw, over=over)`, then
+    call that with `source`."""
+
+    config: experiment.Config
+    model: models.Model
+    data: dict[str, Any]  # `data.json`
+    scaling: Scaling
+    draw: Callable  # (source, i) -> params
+    source: Any
+    num_draws: int | None  # how many different draws there are; None without a limit
+    over: Callable
+
+
+def load(run: Path) -> Trained:
+    """The posterior of a finished run of `scripts/train.py`. Unsound chains are left out.
+
+    Raises:
+        UserError: no run, an unfinished one, one of another version, or all chains are unsound.
+    """
+    config = runs.from_config(experiment.Config, runs.read_mark(run, experiment.SCRIPT), run)
+    info = runs.read_json(run / experiment.DATA)
+    unfinished = UserError(f"{run} is not finished; run its command again first")
+    if info is None:
+        raise unfinished
+    scaling = Scaling(
+        np.asarray(info["scaling"]["shift"], np.float32),
+        np.asarray(info["scaling"]["scale"], np.float32),
+        info["scaling"]["target_shift"],
+        info["scaling"]["target_scale"],
+    )
+    model = models.build(config.net, info["num_classes"], config.prior, config.noise, config.compute)
+    x = np.zeros((1, *experiment.input_shape(config, info["x_shape"])), np.float32)
+    params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, x))
+    algorithm = experiment.method(config, model, info["num_data"], info["num_visited"])
+    over = experiment.over_images(config)
+    if algorithm.chain:
+        kept = runs.read_json(run / training.PROGRESS) or {"blocks": 0}
+        if kept["blocks"] * config.block_size < config.num_draws:
+            raise unfinished
+        found, trace = draws.load(run, params, kept["blocks"])
+        status = diagnostics.chain_status(draws.flatten(found), trace)
+        sound = np.equal(status, "ok")
+        if not sound.any():
+            raise UserError(f"{run}: all {len(status)} chains are unsound ({', '.join(status)})")
+        number = int(sound.sum()) * config.num_draws
+        pooled = draws.pool(found, sound)
+        return Trained(config, model, info, scaling, predict.stacked, pooled, number, over)
+    if not (run / training.OUTCOME).exists():
+        raise unfinished
+    single = config.members == 1
+    whole = algorithm if single else ensemble.build(algorithm, config.members)
+    stacked = params if single else jax.eval_shape(lambda: trees.stack([_zeros(params)] * config.members))
+    state = checkpoint.load(run / "state", jax.eval_shape(whole.init, jax.random.key(0), stacked))
+    draw = predict.sampled(algorithm.sample) if single else predict.members(algorithm.sample, config.members)
+    source = (runs.stream(config.seed, "predict"), state)
+    # A method whose draws do not depend on the key has as many as it has members.
+    first, second = (jax.tree.leaves(draw(source, i * config.members)) for i in (0, 1))
+    same = all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    return Trained(config, model, info, scaling, draw, source, config.members if same else None, over)
+
+
+def _zeros(params):
+    return jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), params)

@@ -32,6 +32,7 @@ from bnn_jax import (
     optimizers,
     predict,
     runs,
+    streamed,
     training,
 )
 from bnn_jax.types import Algorithm, Batch, Dataset, Likelihood, Params, UserError
@@ -100,6 +101,11 @@ class Experiment(NamedTuple):
     transform: Callable | None
     over: Callable  # see `predict.build`
     pretrained: Params | None  # where all members or chains start
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of a run: in memory, or with `stream` on disk. Raises `UserError` as its loader."""
+    return streamed.load(config) if config.stream else data.load(config, config.seed)
 
 
 def build(config: Config, found: Dataset) -> Experiment:

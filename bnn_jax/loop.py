@@ -108,7 +108,7 @@ def stepper(
 
     Args:
         data: the whole training data. Arrays are put on the device once; a `stream.Source` as `x` is
-            read batch by batch, in the same order.
+            read batch by batch, in the same order, by each of several processes its share.
         batch_size: examples a step.
         chunk_size: the most steps of one call.
         visit: rows of `data` that make up an epoch (balanced classes); None for each once.
@@ -120,6 +120,8 @@ def stepper(
         UserError: the batch is larger than the data or not divisible by the mesh's data axis; the
             function raises one if the optimisation has become NaN.
     """
+    if mesh is None and jax.process_count() > 1:
+        raise UserError("several processes share a batch over a mesh: pass mesh=sharding.make_mesh()")
     visit = np.arange(len(data.x), dtype=np.int32) if visit is None else np.asarray(visit, np.int32)
     check_batch(len(visit), batch_size)
     if mesh is not None and batch_size % mesh.shape["data"]:
@@ -160,10 +162,12 @@ def stepper(
 
     def from_stream(state, first, last):
         numbers = order(key_order, len(visit), batch_size, first, last - first)
-        batches = stream.batches(data.x, data.y, visit[numbers])
+        which = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        batches = stream.batches(data.x, data.y, visit[numbers], **which)
         total = None
         for t, batch in zip(range(first, last), batches, strict=True):
-            state, info = run_one(state, jax.tree.map(jnp.asarray, batch), numbers[t - first], t)
+            batch = sharding.assemble(batch, mesh) if mesh else jax.tree.map(jnp.asarray, batch)
+            state, info = run_one(state, batch, numbers[t - first], t)
             total = info if total is None else jax.tree.map(jnp.add, total, info)
         return state, jax.tree.map(lambda a: a / (last - first), total)
 

@@ -47,6 +47,12 @@ def place(tree: Any, mesh: Mesh, axis: str | None = None) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
+def assemble(tree: Any, mesh: Mesh) -> Any:
+    """A batch split over the mesh's data axis, from the share that each process holds of it."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
+
+
 def constrain(tree: Any, mesh: Mesh, axis: str) -> Any:
     """Inside jit: ask for the leading axis of `tree` to be split over `axis`."""
     sharding = NamedSharding(mesh, PartitionSpec(axis))

@@ -98,3 +98,10 @@ def plain_log(axis, subs: Sequence[int] = (1,)) -> None:
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def shorten(text: str, length: int) -> str:
+    """`text`, if need be with its middle left out, of at most `length` characters."""
+    text = str(text)
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[half - length + 1 :]}"

@@ -68,7 +68,9 @@ def load(run: Path) -> Trained:
         if not sound.any():
             raise UserError(f"{run}: all {len(status)} chains are unsound ({', '.join(status)})")
         number = int(sound.sum()) * config.num_draws
-        pooled = draws.pool(found, sound)
+        # Mixed, so that the first few draws come from every chain and from all of its length.
+        mixed = np.random.default_rng(config.seed).permutation(number)
+        pooled = jax.tree.map(lambda a: a[mixed], draws.pool(found, sound))
         return Trained(config, model, info, scaling, predict.stacked, pooled, number, over)
     if not (run / training.OUTCOME).exists():
         raise unfinished

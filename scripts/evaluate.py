@@ -18,7 +18,18 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from bnn_jax import cli, corruptions, data, predict, regression_scores, runs, scores, splits, trained
+from bnn_jax import (
+    cli,
+    corruptions,
+    data,
+    experiment,
+    predict,
+    regression_scores,
+    runs,
+    scores,
+    splits,
+    trained,
+)
 from bnn_jax.report import evaluation
 from bnn_jax.types import Dataset, UserError
 
@@ -50,7 +61,7 @@ def main(config: Config) -> None:
     options = run.config
     if config.data_dir is not None:
         options = dataclasses.replace(options, data_dir=config.data_dir)
-    found = data.load(options, run.config.seed)
+    found = experiment.load_data(options)
     if data.fingerprint(found) != run.data["fingerprint"]:
         raise UserError(f"the data are not those that {config.run} was trained on; bring them back")
     num_draws = min(config.num_draws, run.num_draws or config.num_draws)
@@ -175,7 +186,7 @@ def foreign(config: Config, run: trained.Trained) -> np.ndarray:
 
 def shifted(config, run, found, ask, threshold, console) -> dict[str, list[dict[str, float]]]:
     """Scores on corrupted test images: name -> one dict a severity."""
-    images = np.clip(found.x_test * found.scaling.scale + found.scaling.shift, 0, 1)
+    images = np.clip(np.asarray(found.x_test) * found.scaling.scale + found.scaling.shift, 0, 1)
     records: dict[str, list[dict[str, float]]] = {}
     plan = [(name, severity) for name in corruptions.CORRUPTIONS for severity in SEVERITIES]
     for name, severity in track(plan, "corruptions", console=console, transient=True):

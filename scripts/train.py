@@ -26,7 +26,9 @@ PICTURES = 6  # of each class and part in the report on the data
 def main(config: experiment.Config) -> None:
     """Read and report the data, train, keep the result."""
     console = Console()
-    found = data.load(config, config.seed)
+    if config.seed < 0:
+        raise UserError(f"--seed must not be negative, not {config.seed}")
+    found = experiment.load_data(config)
     parts = experiment.build(config, found)
     run = experiment.folder(config)
     runs.claim(run, experiment.SCRIPT, runs.as_config(config, leave_out=("out",)), experiment.FREE)
@@ -51,6 +53,10 @@ def main(config: experiment.Config) -> None:
 def describe(run, found, group_by, console):
     """Print the report on the data and write it to the run folder."""
     given = [part for part in splits.PARTS if getattr(found, f"x_{part}") is not None]
+    if not isinstance(found.x_train, np.ndarray):
+        sizes = ", ".join(f"{len(getattr(found, f'y_{part}')):,} {part}" for part in given)
+        console.print(f"{found.description}: {sizes}", highlight=False, soft_wrap=True)
+        return  # reading a stream through to report on it would take as long as training
     scaling = found.scaling
     x = np.concatenate([getattr(found, f"x_{p}") for p in given]) * scaling.scale + scaling.shift
     y = np.concatenate([getattr(found, f"y_{p}") for p in given])

@@ -11,12 +11,12 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "bnn_jax",
     "types",
     "trees parts splits pixels augment corruptions style",
-    "ops",
+    "ops prepared",
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection",
     "objectives estimators hamiltonian ensemble optimizers stream scores regression_scores",
-    "infer/* predict diagnostics compare draws inference_data models builders preparation",
-    "sharding checkpoint runs",
+    "infer/* predict diagnostics compare draws inference_data models builders streamed",
+    "sharding checkpoint runs preparation",
     "loop chains",
     "training",
     "experiment",
@@ -26,7 +26,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "scripts/*",
     "benchmarks/*",
 ]
-COMPOSERS = {"report/comparison", "report/dataset", "report/evaluation", "report/prediction"}  # put siblings together
+COMPOSERS = {"report/comparison", "report/dataset", "report/evaluation"}  # they put siblings together
 PARTS = ("nets", "priors", "posteriors", "likelihoods", "data")
 ONLY_IN = {  # third-party package: the modules that may import it; benchmarks measure it directly, too
     "orbax": {"checkpoint"},

@@ -244,12 +244,12 @@ def test_galleries_hold_the_most_uncertain_and_the_worst_errors():
         probs=probs, labels=labels, aleatoric=aleatoric, epistemic=np.zeros(60), threshold=None
     )
     found = gallery_titles(results, changed)
-    long = judgement.shorten(NAMES[1], 20)
+    long = style.shorten(NAMES[1], 20)
     assert found["uncertain"][0] == "true: normal\ndecided: normal, p = 0.90\nimage 5.png"
     assert found["wrong"] == [
         f"true: {long}\ndecided: normal, p > 0.99\nimage 6.png",
         f"true: {long}\ndecided: normal, p = 0.90\nimage 8.png",
-        f"true: normal\ndecided: {judgement.shorten(NAMES[1], 16)}, p = 0.80\nimage 3.png",
+        f"true: normal\ndecided: {style.shorten(NAMES[1], 16)}, p = 0.80\nimage 3.png",
     ]
 
 
@@ -258,7 +258,7 @@ def test_galleries_show_the_decision_at_the_threshold():
     probs, labels = np.tile([0.7, 0.3], (60, 1)), np.zeros(60, int)
     changed = evidence._replace(probs=probs, labels=labels, threshold=0.3)
     first = gallery_titles(results, changed)["wrong"][0]
-    assert first == f"true: normal\ndecided: {judgement.shorten(NAMES[1], 16)}, p = 0.30\nimage 0.png"
+    assert first == f"true: normal\ndecided: {style.shorten(NAMES[1], 16)}, p = 0.30\nimage 0.png"
 
 
 def test_the_threshold_is_marked_where_the_scores_have_it():
@@ -286,4 +286,4 @@ def test_coverage_curve_passes_through_the_scores():
     ("text", "expected"), [("abc", "abc"), ("abcdefgh", "abcdefgh"), ("abcdefghi", "abc…fghi"), (7, "7")]
 )
 def test_shorten(text, expected):
-    assert judgement.shorten(text, 8) == expected
+    assert style.shorten(text, 8) == expected

@@ -13,24 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from matplotlib.figure import Figure
 from PIL import Image
 
-from bnn_jax import data, experiment, pixels, predict, style, trained
+from bnn_jax import data, experiment, pixels, predict, trained
+from bnn_jax.report import prediction
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 DRAWS = 12
+DRAW = prediction.figure
 QUICK = ("--num-draws", str(DRAWS))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(quick_compile):
-    """A run is loaded and compiled once for all tests, and pictures are small; mistakes are not kept."""
+    """A run is loaded and compiled once for all tests, mistakes are not kept; pictures are blank."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trained, "load", functools.cache(trained.load))
         patch.setattr(predict, "build_mixture", functools.cache(predict.build_mixture))
-        save = style.save
-        patch.setattr(style, "save", lambda figure, path, dpi=200: save(figure, path, dpi // 5))
+        patch.setattr(prediction, "figure", lambda image, draws, record: Figure(figsize=(1, 1)))
         yield
 
 
@@ -74,7 +76,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vi(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("vi") / "run"
-    train("--dataset", "folder", "--path", images, "--method", "vi", "--out", out)
+    train("--dataset", "folder", "--path", images, "--method", "vi", "--estimator", "sampling", "--out", out)
     return out
 
 
@@ -275,13 +277,16 @@ def test_a_threshold_is_for_two_classes(run):
 # the folder of predictions
 
 
-def test_predictions_are_collected_and_only_those_of_the_same_image_replaced(run, images, tmp_path, capsys):
+def test_predictions_are_collected_and_only_those_of_the_same_image_replaced(
+    run, images, capsys, monkeypatch
+):
+    monkeypatch.setattr(prediction, "figure", DRAW)
     paths = some(images)
     call(run, paths[0], paths[1], *QUICK)
     out = run / "predictions"
     figures = {path.name for path in out.glob("*.png")}
     assert figures == {"0.png", "0-2.png"}  # one stem, two pictures
-    assert all((out / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in figures)
+    assert all(pixels.read(out / name).shape[1] == 1425 for name in figures)  # 9.5 inches, 150 dots each
     kept = (out / "0.png").read_bytes()
     records = call(run, paths[1], paths[2], "--label", "below", *QUICK)
     assert [(r["image"], r["figure"], r["label"]) for r in records] == [

@@ -11,7 +11,7 @@ import inspect
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from bnn_jax import parts, splits
 from bnn_jax.types import Dataset, Scaling, UserError
 
 DATA_DIR = "BNN_JAX_DATA"  # environment variable: the folder in which relative --path are looked up, too
+NUM_HASHED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Options:
     group_by: str | None = None  # regular expression for file names: equal first groups stay together
     target: str | None = None  # column of a table to predict; default: the last
     fold: int | None = None  # which of the splits that come with a table
+    stream: bool = False  # read a prepared data set from disk during training, not into memory before
     skip_bad: bool = False  # leave out what cannot be read, and list it, instead of stopping
 
 
@@ -55,15 +57,9 @@ def load(options: Options, seed: int = 0) -> Dataset:
         UserError: no such data set, an option that it does not take, or as its loader says.
     """
     takes = taken(options)
-    set_ = {
-        f.name: getattr(options, f.name)
-        for f in dataclasses.fields(Options)
-        if f.name not in ("dataset", "path", "data_dir") and getattr(options, f.name) != f.default
-    }
-    for option in set_:
-        if option not in takes:
-            flag = "--" + option.replace("_", "-")
-            raise UserError(f"the data set {options.dataset} takes no {flag}")
+    if options.stream:
+        raise UserError("--stream works in scripts/train.py alone: elsewhere data are read into memory")
+    set_ = chosen(options, takes)
     root = data_dir(options)
     if "data_dir" in takes:
         set_["data_dir"] = root
@@ -72,14 +68,33 @@ def load(options: Options, seed: int = 0) -> Dataset:
     return _loader(options)(path=find_path(options.path, root), seed=seed, **set_)
 
 
+def chosen(options: Options, takes: Collection[str]) -> dict[str, Any]:
+    """What the user has set beyond data set and place, by name.
+
+    Raises:
+        UserError: something that is not in `takes`.
+    """
+    places = ("dataset", "path", "data_dir", "stream")
+    fields = [field for field in dataclasses.fields(Options) if field.name not in places]
+    set_ = {f.name: getattr(options, f.name) for f in fields if getattr(options, f.name) != f.default}
+    for name in set_:
+        if name not in takes:
+            raise UserError(f"the data set {options.dataset} takes no --{name.replace('_', '-')}")
+    return set_
+
+
 def taken(options: Options) -> frozenset[str]:
     """The names of the fields of `Options` that the loader of this data set takes."""
     return frozenset(inspect.signature(_loader(options)).parameters)
 
 
+def names() -> list[str]:
+    """The data sets that have a loader of their own; every other name is one of the catalogue's."""
+    return parts.names("data set")
+
+
 def _loader(options):
-    known = options.dataset in parts.names("data set")
-    return parts.find("data set", options.dataset if known else "catalogue")
+    return parts.find("data set", options.dataset if options.dataset in names() else "catalogue")
 
 
 def data_dir(options: Options) -> Path | None:
@@ -255,11 +270,14 @@ def to_images(x: Any, scaling: Scaling) -> np.ndarray | None:
 
 
 def fingerprint(data: Dataset) -> str:
-    """A hash of every array and of their order: equal data, equal hash."""
+    """A hash of every array and of their order: equal data, equal hash. Of inputs that are streamed from
+    disk, `NUM_HASHED` examples count for all."""
     digest = hashlib.sha256()
     for part in ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"):
         array = getattr(data, part)
         if array is not None:
+            if not isinstance(array, np.ndarray):
+                array = array[np.linspace(0, len(array) - 1, NUM_HASHED).astype(int)]
             digest.update(f"{part} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -281,6 +299,7 @@ def check(data: Dataset) -> Dataset:
             raise UserError(f"{where}: no examples")
         if len(x) != len(y):
             raise UserError(f"{where}: {len(x)} inputs but {len(y)} targets")
+        x = x if isinstance(x, np.ndarray) else y  # streamed inputs are not read through
         if not np.isfinite(x).all() or not np.isfinite(y).all():
             bad = int((~np.isfinite(np.asarray(x).reshape(len(x), -1)).all(1)).sum()) or "some"
             raise UserError(f"{where}: NaN or infinite values ({bad} examples); clean or drop them")

@@ -187,10 +187,10 @@ def _galleries(evidence, decided, probs, total, names):
     ):
         titles = []
         for i in chosen:
-            lines = [f"true: {judgement.shorten(names[evidence.labels[i]], 20)}"]
-            lines.append(f"decided: {judgement.shorten(names[decided[i]], 16)}, p {_near(sure[i])}")
+            lines = [f"true: {style.shorten(names[evidence.labels[i]], 20)}"]
+            lines.append(f"decided: {style.shorten(names[decided[i]], 16)}, p {_near(sure[i])}")
             if evidence.ids is not None:
-                lines.append(judgement.shorten(Path(str(evidence.ids[i])).name, 26))
+                lines.append(style.shorten(Path(str(evidence.ids[i])).name, 26))
             titles.append("\n".join(lines))
         if len(chosen):
             yield file, caption, _draw(judgement.gallery, evidence.images[chosen], titles, headline)

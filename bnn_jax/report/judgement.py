@@ -27,7 +27,7 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         counts: (K, K) ints, rows true. class_names: K names.
     """
     counts = np.asarray(counts)
-    number, names = len(counts), [shorten(name, 18) for name in class_names]
+    number, names = len(counts), [style.shorten(name, 18) for name in class_names]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell = 1.25 if number <= 4 else 0.8
     figure = style.canvas(max(2.2 + cell * number, 4.6), 1.6 + cell * number, "Confusion matrix")
@@ -55,7 +55,9 @@ def operating(labels: np.ndarray, score: np.ndarray, threshold: float, name: str
     Args:
         labels: (T,) of 0 and 1, both present. score: (T,) probability of class 1. name: of class 1.
     """
-    figure = style.canvas(9.5, 4.9, f"Every possible threshold on the probability of {shorten(name, 30)}")
+    figure = style.canvas(
+        9.5, 4.9, f"Every possible threshold on the probability of {style.shorten(name, 30)}"
+    )
     left, right = figure.subplots(1, 2)
     decided, positive = score >= threshold, labels == 1
     recall, alarm = decided[positive].mean(), decided[~positive].mean()
@@ -130,7 +132,9 @@ def foreign(inside: np.ndarray, outside: Mapping[str, np.ndarray], quantity: str
             share = np.histogram(np.clip(data, low, high), edges)[0] / len(data)
             axes.stairs(share, edges, color=tint, alpha=0.25, fill=True)
             axes.stairs(share, edges, color=tint, lw=1.6, ls=line, label=label)
-        axes.set(title=f"{shorten(name, 60)} (n = {len(values)})", xscale="log", ylabel="share of inputs")
+        axes.set(
+            title=f"{style.shorten(name, 60)} (n = {len(values)})", xscale="log", ylabel="share of inputs"
+        )
         axes.yaxis.set_major_formatter(_percent)
         axes.yaxis.set_major_locator(MaxNLocator(5))
     panels[-1].set_xlim(low, high)
@@ -158,7 +162,9 @@ def corruptions(records: Mapping[str, Sequence[Mapping]], clean: Mapping[str, fl
         for i, (name, rows) in enumerate(ordered.items()):
             points = [(row["severity"], row[key]) for row in ({"severity": 0, **clean}, *rows) if key in row]
             look = dict(color=_CYCLE[i % 8], marker=_MARKERS[(i + i // 8) % 8], ms=6, mec="white", lw=1.6)
-            axes.plot(*zip(*points, strict=True), label=shorten(name, 24), clip_on=False, zorder=3, **look)
+            axes.plot(
+                *zip(*points, strict=True), label=style.shorten(name, 24), clip_on=False, zorder=3, **look
+            )
         axes.set(xlabel="severity (0: as it is)", ylabel=label, title=f"{label}: {better} is better")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(-0.15, max(row["severity"] for rows in ordered.values() for row in rows) + 0.15)
@@ -226,13 +232,6 @@ def coverage(level: np.ndarray) -> Figure:
     axes.set(xlabel="probability of the central interval", ylabel="share of targets inside")
     axes.legend(loc="upper left")
     return figure
-
-
-def shorten(text: str, length: int) -> str:
-    """`text`, if need be with its middle left out, of at most `length` characters."""
-    text = str(text)
-    half = (length - 1) // 2
-    return text if len(text) <= length else f"{text[:half]}…{text[half - length + 1 :]}"
 
 
 def _percent(share, _):

@@ -47,6 +47,6 @@ def run(
         stderr.print(f"error: {error}; what was written before is kept", markup=False)
         code = USER_ERROR
     except KeyboardInterrupt:
-        stderr.print("interrupted; what is done is kept, the same command goes on from there", markup=False)
+        stderr.print("interrupted; what is done is kept: give the same command again", markup=False)
         code = INTERRUPTED
     sys.exit(code)

@@ -56,7 +56,7 @@ def load(
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a folder" if path.exists() else f"no folder {path}")
-    files, left_out = _list(path, skip_bad)
+    files, left_out = listing(path, skip_bad)
     given = None if files[0][1] is None else np.array([part for _, part, _ in files])
     _check_classes(path, files, split)
     x, kept, unread = pixels.read_all([path / name for name, _, _ in files], image_size, channels, skip_bad)
@@ -90,8 +90,12 @@ def load(
     )
 
 
-def _list(root, skip_bad):
-    """[(relative path, part or None, class)] sorted by path, and what was left out."""
+def listing(root: Path, skip_bad: bool) -> tuple[list[tuple[str, str | None, str]], list[str]]:
+    """[(relative path, part or None, class)] sorted by path, and what was left out.
+
+    Raises:
+        UserError: as `load`, except for what is inside the files.
+    """
     parts = _part_folders(root)
     places = [(folder, PARTS[folder.name.lower()]) for folder in parts] or [(root, None)]
     stray = [e for place in (root, *parts) for e in _visible(place) if not e.is_dir() and _is_image(e)]

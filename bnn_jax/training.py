@@ -123,29 +123,31 @@ def optimise(
     done_steps = history[-1]["step"] if history else 0
     stopped = _reason(schedule, done_steps, now)
     infos, wait = [], lambda: None
-    for first, last in loop.chunks(done_steps, schedule.num_steps, loop.CHUNK_SIZE, schedule.period):
-        if stopped:
-            break
-        state, info = advance(now.state, first, last)
-        now = now._replace(state=state)
-        infos.append((last - first, info))
-        progress(last, info)
-        if last % schedule.period and last < schedule.num_steps:
-            continue
-        row = {"step": last, **_mean(infos), **(evaluate(state) if evaluate else {})}
-        infos = []
-        history.append(row)
-        on_row(row)
-        wait()
-        # Before the judgement: a kill leads back to the newest checkpoint, and to the best one of its time.
-        _prune(folder, schedule.keep, int(now.best_step))
-        if evaluate:
-            now = _judge(schedule.plateau, now, row)
-        now = now._replace(seconds=scalar(before + time.monotonic() - begin))
-        _write_history(folder, history)  # before the checkpoint: rows beyond the newest one are dropped
-        wait = checkpoint.save_async(_checkpoint(folder, last), now)
-        stopped = _reason(schedule, last, now)
-    wait()
+    try:
+        for first, last in loop.chunks(done_steps, schedule.num_steps, loop.CHUNK_SIZE, schedule.period):
+            if stopped:
+                break
+            state, info = advance(now.state, first, last)
+            now = now._replace(state=state)
+            infos.append((last - first, info))
+            progress(last, info)
+            if last % schedule.period and last < schedule.num_steps:
+                continue
+            row = {"step": last, **_mean(infos), **(evaluate(state) if evaluate else {})}
+            infos = []
+            history.append(row)
+            on_row(row)
+            wait()
+            # Before the judgement: a kill leads back to the newest checkpoint and to the best of its time.
+            _prune(folder, schedule.keep, int(now.best_step))
+            if evaluate:
+                now = _judge(schedule.plateau, now, row)
+            now = now._replace(seconds=scalar(before + time.monotonic() - begin))
+            _write_history(folder, history)  # before the checkpoint: rows beyond the newest one are dropped
+            wait = checkpoint.save_async(_checkpoint(folder, last), now)
+            stopped = _reason(schedule, last, now)
+    finally:
+        wait()  # after an interruption, too: whoever goes on finds a whole checkpoint
     _prune(folder, schedule.keep, int(now.best_step))
     state, step = now.state, history[-1]["step"]
     if schedule.patience is not None:

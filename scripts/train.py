@@ -35,10 +35,9 @@ def main(config: experiment.Config) -> None:
     experiment.record_data(run, found, parts.plan)
     describe(run, found, config.group_by, console)
     say = partial(console.print, highlight=False, soft_wrap=True)
-    say(
-        f"{config.net}, prior {config.prior}, {config.method}: "
-        f"N = {parts.plan.num_data:,} in the objective. {parts.plan.note}"
-    )
+    num_data = f"N = {parts.plan.num_data:,} in the objective"
+    note = "" if config.balance == "none" else f"; {parts.plan.note}"
+    say(f"{config.net}, prior {config.prior}, {config.method}: {num_data}{note}")
     with logger(config, run) as on_row:
         outcome = experiment.train(run, parts, found, progress=partial(track, console), on_row=on_row)
     if isinstance(outcome, training.Draws):

@@ -117,3 +117,41 @@ def test_keep_only_deletes_its_own_siblings(tmp_path):
         (tmp_path / name).mkdir()
     checkpoint.keep_only([tmp_path / "state-00010"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "other-00001", "state", "state-00010"]
+
+
+# --- in the background -----------------------------------------------------------------------------------
+
+
+def test_save_async_takes_the_state_as_it_was(tmp_path):
+    """Whatever happens to its memory before the writing ends."""
+    tree = {"a": jnp.arange(2.0**18), "b": np.arange(4.0)}
+    want = jax.tree.map(lambda a: np.array(a, copy=True), tree)
+    wait = checkpoint.save_async(tmp_path / "step-00000001", tree)
+    tree["b"][:] = -1
+    jax.jit(lambda a: a * 0, donate_argnums=0)(tree["a"]).block_until_ready()
+    wait()
+    found = checkpoint.load(tmp_path / "step-00000001", want)
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+def test_save_async_raises_when_asked(tmp_path, monkeypatch):
+    class Response:
+        def result(self):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp, "save_async", lambda *args, **kwargs: Response())
+    wait = checkpoint.save_async(tmp_path / "step-00000001", {"a": np.zeros(3)})
+    with pytest.raises(OSError, match="No space left"):
+        wait()
+
+
+def test_steps_are_those_that_are_whole(tmp_path):
+    assert checkpoint.steps(tmp_path / "nowhere") == []
+    for name in ("step-00000020", "step-00000003", "step-00000030.orbax-checkpoint-tmp", "state", "step-old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000040").write_text("a file")
+    assert checkpoint.steps(tmp_path) == [3, 20]
+    assert checkpoint.step_path(tmp_path, 3) == tmp_path / "step-00000003"
+    (tmp_path / "step-00000040").unlink()
+    checkpoint.keep_only([tmp_path / "step-00000020"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "step-00000020"]

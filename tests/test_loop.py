@@ -1,5 +1,7 @@
 """Optimisation: the same run however it is cut into chunks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,11 @@ import optax
 import pytest
 from problems import linear
 
-from bnn_jax import ensemble, loop, objectives
+from bnn_jax import ensemble, loop, objectives, stream
 from bnn_jax.infer import map as map_infer
 from bnn_jax.likelihoods import gaussian
 from bnn_jax.priors import isotropic
-from bnn_jax.types import Algorithm, Batch, UserError
+from bnn_jax.types import Algorithm, Batch, Scaling, UserError
 
 PROBLEM = linear()
 N = len(PROBLEM.batch.x)
@@ -149,3 +151,99 @@ def test_fit_stops_at_nan():
     ) as e:
         fit(10, 40, algorithm=map_infer.build(log_joint, N, optax.sgd(1e20)))
     assert "\n" not in str(e.value)
+
+
+# --- stepper ---------------------------------------------------------------------------------------------
+
+
+def recorder(steps, *, batch_size=5, num_data=20, **settings):
+    """What an algorithm sees in so many steps: x (steps, B) and y (steps, B)."""
+    seen = Algorithm(
+        init=lambda key, params: (jnp.zeros((2, steps, batch_size)), jnp.zeros((), jnp.int32)),
+        step=lambda key, state, batch: (
+            (state[0].at[:, state[1]].set(jnp.stack([batch.x[:, 0], batch.y])), state[1] + 1),
+            {},
+        ),
+        sample=None,
+    )
+    data = Batch(np.arange(float(num_data), dtype=np.float32)[:, None], np.arange(num_data, dtype=np.int32))
+    advance = loop.stepper(jax.random.key(0), seen, data, batch_size=batch_size, **settings)
+    state = loop.start(jax.random.key(0), seen, None)
+    for first, last in loop.chunks(0, steps, 50, settings.get("chunk_size")):
+        state, _ = advance(state, first, last)
+    return np.asarray(state[0])
+
+
+def test_every_place_of_visit_comes_once_an_epoch():
+    """Repeated rows as often as they are repeated, left out ones never."""
+    visit = np.array([3, 3, 3, 7, 9, 9, 11, 0, 1, 2, 19, 18, 18, 4, 4])
+    for epoch in recorder(9, visit=visit)[1].reshape(3, -1):
+        np.testing.assert_array_equal(np.sort(epoch), np.sort(visit))
+    np.testing.assert_array_equal(recorder(8), recorder(8, visit=np.arange(20)))  # None is each once
+    with pytest.raises(UserError, match="between 1 and the 4 training examples, not 5"):
+        recorder(1, visit=np.arange(4))
+
+
+def test_transform_gets_the_places_and_a_key_of_the_step():
+    """`numbers` are places in `visit`; the key is one of its own for every step, whatever the chunks."""
+    visit = np.array([3, 3, 3, 7, 9, 9, 11, 0, 1, 2])
+    places = recorder(6, visit=visit, transform=lambda key, x, numbers: x * 0 + numbers[:, None])
+    assert (np.sort(places[0].reshape(3, -1)) == np.arange(10)).all()
+    np.testing.assert_array_equal(visit[places[0].astype(int)], places[1])
+    draw = lambda key, x, numbers: x * 0 + jax.random.uniform(key)
+    keys = recorder(6, transform=draw)[0]
+    assert len(np.unique(keys)) == 6
+    np.testing.assert_array_equal(recorder(6, transform=draw, chunk_size=4)[0], keys)
+    plain = recorder(6)
+    np.testing.assert_array_equal(recorder(6, transform=lambda key, x, numbers: x), plain)  # the identity
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        ((0, 10, 4), [(0, 4), (4, 8), (8, 10)]),
+        ((0, 10, 4, 5), [(0, 4), (4, 5), (5, 9), (9, 10)]),
+        ((5, 10, 4, 5), [(5, 9), (9, 10)]),
+        ((4, 10, 4, 5), [(4, 5), (5, 9), (9, 10)]),
+        ((0, 7, 50, 3), [(0, 3), (3, 6), (6, 7)]),
+        ((10, 10, 4, 5), []),
+        ((0, 0, 4), []),
+        ((0, 3, 4, 100), [(0, 3)]),
+    ],
+)
+def test_chunks(arguments, want):
+    assert list(loop.chunks(*arguments)) == want
+
+
+def test_start_leaves_the_parameters_to_the_caller():
+    algorithm = map_infer.build(target()[0], N, optax.adam(0.02))
+    state = loop.start(jax.random.key(0), algorithm, START)
+    loop.stepper(jax.random.key(0), algorithm, PROBLEM.batch, batch_size=7)(state, 0, 2)
+    assert np.isfinite(START["kernel"]).all()  # not given away
+
+
+def source(shift=0.0, scale=1.0):
+    """The problem's inputs as if they were on disk."""
+    raw = PROBLEM.batch.x * scale + shift
+    scaling = Scaling(np.float32(shift), np.float32(scale))
+    return stream.Source(len(raw), lambda i: raw[i], raw.shape[1:], scaling, 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"visit": np.array([*range(N), *range(9)])}, {"transform": True}])
+def test_streamed_data_give_the_same_parameters(changes):
+    """The same batches in the same order, in chunks of any length."""
+    if "transform" in changes:
+        changes = {"transform": lambda key, x, n: x + jax.random.normal(key, x.shape) + n[:, None] / 99}
+    algorithm = map_infer.build(target()[0], N, optax.adam(0.02))
+    found, infos = {}, {}
+    for name, x, cuts in (("array", PROBLEM.batch.x, (0, 10, 13)), ("stream", source(3.0, 2.0), (0, 6, 13))):
+        advance = loop.stepper(
+            jax.random.key(0), algorithm, Batch(x, PROBLEM.batch.y), batch_size=7, **changes
+        )
+        state = loop.start(jax.random.key(0), algorithm, START)
+        for first, last in itertools.pairwise(cuts):
+            state, infos[name] = advance(state, first, last)
+        found[name] = state
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, found["stream"], found["array"])
+    assert infos["stream"].keys() == infos["array"].keys()

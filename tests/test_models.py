@@ -1,6 +1,7 @@
 """Names become networks and methods; bfloat16 stays inside the forward pass."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -192,6 +193,18 @@ def test_bf16_estimators(name):
     flat, low_flat = (np.concatenate([np.ravel(a) for a in jax.tree.leaves(g)]) for g in (grad, low_grad))
     assert np.isfinite(low_flat).all()
     assert relative(low_flat, flat) < 10 * HALF
+
+
+@pytest.mark.parametrize("name", estimator_names())
+def test_bf16_products_are_bf16(name):
+    """No matrix product or convolution falls back to float32, which would cost what bfloat16 saves."""
+    model, params = small("bfloat16")
+    family = mean_field.build()
+    through = estimators.build(name, model.module, family, 2, dtype=model.dtype)
+    printed = str(jax.make_jaxpr(through)(jax.random.key(0), family.init(params), X))
+    products = re.findall(r":(\w+)\[[^\]]*\] = (?:dot_general|conv_general_dilated)\[", printed)
+    assert len(products) >= 4
+    assert set(products) == {"bf16"}
 
 
 def test_bf16_noise_of_local_reparam_is_normal():

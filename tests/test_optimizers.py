@@ -104,7 +104,7 @@ def test_the_factor_of_an_ensemble_is_every_members(problem):
 def test_the_factor_stays_usable_after_the_state_was_given_away(problem):
     """The loop donates its state: no array of the caller's may lie in it."""
     params, _ = problem
-    factor = jnp.asarray(0.5)
+    factor = jnp.ones(()) / 2
     state = optimizers.set_factor(optimizers.build("sgd", 0.1, 10).init(params), factor)
     jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)(state)
     assert float(factor) == 0.5

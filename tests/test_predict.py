@@ -117,3 +117,44 @@ def test_build_each_keeps_the_draws_apart(name):
     for d in range(D):
         want = likelihood.mean(apply(jax.tree.map(lambda a, d=d: a[d], draws), X))
         np.testing.assert_allclose(found[d], want, rtol=1e-5, atol=1e-6)
+
+
+def test_members_take_turns():
+    """Draw i is one of member i mod M, with the key of i."""
+    likelihood, apply, draws = problem("categorical")
+    states = jax.tree.map(lambda a: a[:3], draws)
+    noise = lambda key, state: jax.tree.map(lambda a: a + 0.5 * jax.random.normal(key, a.shape), state)
+    found = predict.build(apply, likelihood, predict.members(noise, 3))((jax.random.key(3), states), X, 5)
+    keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(5)]
+    each = [noise(key, jax.tree.map(lambda a, i=i: a[i % 3], states)) for i, key in enumerate(keys)]
+    fixed = jax.tree.map(lambda *a: jnp.stack(a), *each)
+    want = predict.build(apply, likelihood, predict.stacked)(fixed, X, 5)
+    np.testing.assert_allclose(found.mean, want.mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_build_mixture_keeps_mean_and_noise_of_every_draw(name):
+    likelihood, apply, draws = problem(name)
+    means, noises = predict.build_mixture(apply, likelihood, predict.stacked, batch_size=4)(draws, X, 6)
+    assert noises.shape == (6, T)
+    for d in range(6):
+        outputs = apply(jax.tree.map(lambda a, d=d: a[d], draws), X)
+        np.testing.assert_allclose(means[d], likelihood.mean(outputs), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(noises[d], likelihood.noise(outputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [predict.build, predict.build_mixture])
+def test_over_averages_what_a_draw_predicts(build):
+    """Here over an input and its mirror image: of each draw first, then over draws."""
+    likelihood, apply, draws = problem("categorical")
+    over = lambda f: lambda x: jax.tree.map(lambda a, b: (a + b) / 2, f(x), f(-x))
+    found = build(apply, likelihood, predict.stacked, batch_size=4, over=over)(draws, X, D)
+    both = jax.vmap(lambda p, x: (likelihood.mean(apply(p, x)), likelihood.noise(apply(p, x))), (0, None))
+    means, noises = jax.tree.map(lambda a, b: np.asarray(a + b) / 2, both(draws, X), both(draws, -X))
+    if build is predict.build:
+        np.testing.assert_allclose(found.mean, means.mean(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.std, means.std(0), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found.aleatoric, noises.mean(0), rtol=1e-4, atol=1e-6)
+    else:
+        np.testing.assert_allclose(found[0], means, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[1], noises, rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 from bnn_jax import runs
@@ -160,3 +161,50 @@ def test_environment_is_json(tmp_path):
     found = runs.read_json(tmp_path / "environment.json")
     assert {"python", "jax", "flax", "platform", "num_cores", "git_commit"} <= set(found)
     assert found["num_devices"] == 8
+
+
+def test_free_settings_may_change_and_the_newest_are_kept(tmp_path):
+    out = tmp_path / "run"
+    claim = lambda **changes: runs.claim(out, "compare", config(**changes), free=("path",))
+    claim()
+    claim(path=Path("elsewhere"))
+    assert runs.read_mark(out, "compare") == config(path=Path("elsewhere"))
+    before = content(out)
+    with pytest.raises(UserError, match="seed 0 there, 4 here") as error:
+        claim(seed=4, path=Path("third"))
+    assert "third" not in str(error.value)
+    assert content(out) == before
+
+
+def test_a_folder_whose_making_was_killed_is_taken(tmp_path):
+    """The mark is written under another name first; that alone is no run and nobody's work."""
+    (tmp_path / "run.json.tmp").write_text('{"project": "bnn')
+    runs.claim(tmp_path, "compare", config())
+    assert runs.read_mark(tmp_path, "compare") == config()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json.tmp").write_text("")
+    (tmp_path / "other" / "thesis.tex").write_text("months of work")
+    assert "nothing was changed" in refused(tmp_path / "other")
+
+
+def test_from_config_is_the_way_back(tmp_path):
+    """Through JSON: paths and tuples again, what was left out by default."""
+    for settings in (Config(), Config(3, ("map",), None, None), Config(path=Path("/data/x.npz"))):
+        stored = json.loads(json.dumps(runs.as_config(settings, leave_out=("out",))))
+        found = runs.from_config(Config, stored, tmp_path)
+        assert found == settings
+        assert found.path is None or isinstance(found.path, Path)
+    assert runs.from_config(Config, {}, tmp_path) == Config()
+    with pytest.raises(UserError, match=r"another version, whose settings differ \(colour, sed\)") as error:
+        runs.from_config(Config, {"sed": 1, "colour": 2, "seed": 3}, tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_streams_are_apart_and_stay():
+    """A key a name and seed; the same in every process."""
+    words = lambda *a: tuple(jax.random.key_data(runs.stream(*a)).tolist())
+    assert len({words(seed, name) for seed in (0, 1) for name in ("init", "map", "vi", "evaluate")}) == 8
+    assert words(0, "map") == words(0, "map")
+    want = jax.random.fold_in(jax.random.key(7), 3632233996)  # crc32 of "test", RFC 1952
+    assert words(7, "test") == tuple(jax.random.key_data(want).tolist())

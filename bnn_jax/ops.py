@@ -6,10 +6,11 @@ there a convolution becomes k_h k_w shifted slices and one matrix product (im2co
 same inside and outside of loops, and which under `vmap` over kernels stays a batched matrix product
 instead of a grouped convolution. Both lowerings compute the same sum in another order.
 
-Max pooling with windows equal to strides is a reshape and a maximum: its gradient is a comparison
+Max pooling with windows equal to strides is a reshape and a selection, whose gradient is another selection
 instead of a select-and-scatter.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def _im2col(x, kernel, strides, padding, dilation, precision):
 def max_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:
     """Max pooling with strides equal to the window, no padding; a remainder at the border is cut.
 
-    Where several entries of a window are equal, their gradient is shared evenly.
+    Of equal entries of a window the first takes the whole gradient, as in `nn.max_pool`.
 
     Args:
         x: (B, *spatial, C).
@@ -113,7 +114,17 @@ def max_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:
     Returns:
         (B, *(spatial // window), C), equal to `nn.max_pool(x, window, window)`.
     """
-    return _windows(x, window).max(axis=tuple(range(2, 2 * len(window) + 1, 2)))
+    x = _windows(x, window)
+    for axis in reversed(range(2, x.ndim - 1, 2)):  # the last first: ties are then broken row by row
+        entries = [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+        x = functools.reduce(_larger, entries)
+    return x
+
+
+def _larger(first, second):
+    """The maximum by selection: the gradient of `max` looks for the entries that equal it, and finds none
+    where XLA computes them a second time with other rounding."""
+    return jnp.where((first >= second) | jnp.isnan(first), first, second)
 
 
 def avg_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:

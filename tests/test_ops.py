@@ -220,5 +220,18 @@ def test_pooling_equals_flax(ours, flax, image, window):
     assert_close(*jax.jit(lambda x: (value_and_vjp(f, x), value_and_vjp(g, x)))(x), atol=1e-6)
 
 
-def test_max_pool_shares_the_gradient_of_ties():
-    np.testing.assert_array_equal(jax.grad(lambda x: ops.max_pool(x).sum())(jnp.ones((1, 2, 2, 1))), 0.25)
+def test_max_pool_gives_the_gradient_of_ties_to_the_first():
+    """As Flax does: of equal entries the first, row by row."""
+    x = jnp.array([[0, 2, 1, 1], [2, 2, 1, 1], [3, 0, 5, 4], [3, 0, 4, 5]], jnp.float32)[None, ..., None]
+    ours, flax = (
+        jax.grad(lambda x, f=f: f(x, (2, 2)).sum())(x)
+        for f in (ops.max_pool, lambda x, window: nn.max_pool(x, window, window))
+    )
+    np.testing.assert_array_equal(ours, flax)
+
+
+def test_max_pool_passes_nan_on():
+    for place in np.ndindex(2, 2):
+        x = np.zeros((1, 2, 2, 1), np.float32)
+        x[(0, *place, 0)] = np.nan
+        assert np.isnan(ops.max_pool(jnp.asarray(x))).all()

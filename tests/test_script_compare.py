@@ -129,8 +129,8 @@ def medmnist(path, **changed):
 # What a user may do wrong -> what the one line must say.
 NAN = np.full((40, 12, 12), np.nan, np.float32)
 WRONG = {
-    "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from digits, lenet, mlp"),
-    "dataset": (["--dataset", "cifar11"], "unknown data set 'cifar11': choose from digits, medmnist"),
+    "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from convnet, digits, lenet"),
+    "dataset": (["--dataset", "cifar11"], "the data set cifar11 is not prepared"),
     "method": (["--methods", "map", "gibbs"], "unknown method 'gibbs': choose from hmc, map, nuts, vi"),
     "prior": (["--prior", "flat"], "unknown prior 'flat': choose from fan_in, isotropic"),
     "posterior": (["--posterior", "flow"], "unknown posterior 'flow': choose from mean_field"),

@@ -16,6 +16,7 @@ from bnn_jax import (
     models,
     predict,
     runs,
+    settings,
     training,
     trees,
 )
@@ -54,10 +55,10 @@ def load(run: Path) -> Trained:
         info["scaling"]["target_scale"],
     )
     model = models.build(config.net, info["num_classes"], config.prior, config.noise, config.compute)
-    x = np.zeros((1, *experiment.input_shape(config, info["x_shape"])), np.float32)
+    x = np.zeros((1, *settings.input_shape(config, info["x_shape"])), np.float32)
     params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, x))
     algorithm = experiment.method(config, model, info["num_data"], info["num_visited"])
-    over = experiment.over_images(config)
+    over = settings.over_images(config)
     if algorithm.chain:
         kept = runs.read_json(run / training.PROGRESS) or {"blocks": 0}
         if kept["blocks"] * config.block_size < config.num_draws:

@@ -39,7 +39,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from bnn_jax import cli, data, experiment, metrics, pixels, predict, runs, style, trained
+from bnn_jax import cli, data, experiment, metrics, pixels, predict, runs, settings, style, trained
 from bnn_jax.report import prediction
 from bnn_jax.types import UserError
 
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     probs, records = ask(run, images, config.num_draws, rule, labels)
     out = config.out or config.run / "predictions"
     of_run = runs.read_mark(config.run, experiment.SCRIPT) | {"fingerprint": run.data["fingerprint"]}
-    runs.claim(out, SCRIPT, of_run, experiment.FREE)
+    runs.claim(out, SCRIPT, of_run, settings.FREE)
     replaced, others = collect(out, records)
     seen = shown(run, images.x)
     for i in track(range(len(records)), "pictures", console=console, transient=True):

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from rich.console import Console
 
-from bnn_jax import cli, data, experiment, inspection, runs, splits, training
+from bnn_jax import cli, data, experiment, inspection, runs, settings, splits, training
 from bnn_jax.report import dataset
 from bnn_jax.report.progress import track
 from bnn_jax.types import UserError
@@ -30,8 +30,8 @@ def main(config: experiment.Config) -> None:
         raise UserError(f"--seed must not be negative, not {config.seed}")
     found = experiment.load_data(config)
     parts = experiment.build(config, found)
-    run = experiment.folder(config)
-    runs.claim(run, experiment.SCRIPT, runs.as_config(config, leave_out=("out",)), experiment.FREE)
+    run = settings.folder(config)
+    runs.claim(run, experiment.SCRIPT, runs.as_config(config, leave_out=("out",)), settings.FREE)
     experiment.record_data(run, found, parts.plan)
     describe(run, found, config.group_by, console)
     say = partial(console.print, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.scipy.stats import norm
 
-from bnn_jax import augment, checkpoint, data, experiment, loop, predict, runs, training
+from bnn_jax import augment, checkpoint, data, experiment, loop, predict, runs, settings, training
 from bnn_jax.nets import mlp
 from bnn_jax.types import Algorithm, Batch, UserError
 
@@ -184,7 +184,7 @@ def test_crops(tmp_path):
     np.testing.assert_allclose(
         predictive(params, found.x_val, 1).mean, probs(found.x_val[:, 1:5, 1:5]), rtol=1e-5
     )
-    sliding = experiment.over_images(config(crop=4, crop_stride=2))
+    sliding = settings.over_images(config(crop=4, crop_stride=2))
     predictive = predict.build(apply, likelihood, draw, over=sliding)
     want = np.mean([probs(found.x_val[:, i : i + 4, j : j + 4]) for i in (0, 2) for j in (0, 2)], 0)
     np.testing.assert_allclose(predictive(params, found.x_val, 1).mean, want, rtol=1e-5)
@@ -290,4 +290,4 @@ def test_split_csv_names_everyone(tmp_path):
 
 
 def test_folder_names():
-    assert str(experiment.folder(config(seed=3))) == "runs/train-digits-mlp-map-seed3"
+    assert str(settings.folder(config(seed=3))) == "runs/train-digits-mlp-map-seed3"

@@ -18,7 +18,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "infer/* predict diagnostics compare draws inference_data models builders streamed",
     "sharding checkpoint runs preparation",
     "loop chains",
-    "training",
+    "training settings",
     "experiment",
     "trained",
     "report/*",

@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bnn_jax import data, experiment, pixels, predict, trained
+from bnn_jax import data, experiment, pixels, predict, settings, trained
 from bnn_jax.report import prediction
 from bnn_jax.types import UserError
 
@@ -185,10 +185,10 @@ def test_what_is_shown_is_what_the_network_sees(vi):
     images = np.random.default_rng(0).integers(0, 255, (3, 10, 10, 1), np.uint8)
     np.testing.assert_array_equal(SCRIPT.shown(loaded, images), images[..., 0] / np.float32(255))
     config = dataclasses.replace(loaded.config, crop=4)
-    cropped = loaded._replace(config=config, over=experiment.over_images(config))
+    cropped = loaded._replace(config=config, over=settings.over_images(config))
     np.testing.assert_array_equal(SCRIPT.shown(cropped, images), images[:, 3:7, 3:7, 0] / np.float32(255))
     config = dataclasses.replace(config, crop_stride=2)
-    many = loaded._replace(config=config, over=experiment.over_images(config))
+    many = loaded._replace(config=config, over=settings.over_images(config))
     assert SCRIPT.shown(many, images).shape == (3, 10, 10)
 
 

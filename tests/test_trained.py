@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bnn_jax import data, experiment, predict, runs, trained, training
+from bnn_jax import data, experiment, predict, runs, settings, trained, training
 from bnn_jax.nets import mlp
 from bnn_jax.types import UserError
 
@@ -47,7 +47,7 @@ HMC = dict(method="hmc", num_warmup=4, num_draws=8, block_size=4, trajectory_len
 def finish(folder, found=FOUND, **changes):
     """A run folder as the script leaves it, and what the run returned."""
     config = experiment.Config(**dict(net="mlp", method="map", batch_size=10, steps=4) | changes)
-    runs.claim(folder, experiment.SCRIPT, runs.as_config(config, leave_out=("out",)), experiment.FREE)
+    runs.claim(folder, experiment.SCRIPT, runs.as_config(config, leave_out=("out",)), settings.FREE)
     parts = experiment.build(config, found)
     experiment.record_data(folder, found, parts.plan)
     progress = lambda name, total: contextlib.nullcontext(lambda done, info: None)

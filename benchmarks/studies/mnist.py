@@ -12,9 +12,10 @@ from bnn_jax.experiment import Config
 _COMMON = dict(dataset="idx", path=Path("mnist"), ratios=(9, 1, 0), net="lenet", epochs=30, batch_size=256)
 RUNS = {
     "MAP": [Config(method="map", learning_rate=2e-3, **_COMMON)],
-    "VI, flipout": [Config(method="vi", learning_rate=3e-3, beta_warmup=1000, **_COMMON)],
+    "VI": [Config(method="vi", learning_rate=3e-3, beta_warmup=1000, **_COMMON)],
 }
 EVALUATE = {"num_draws": 100}
+REFERRAL = False
 COLUMNS = ("nll", "accuracy", "ece", "brier", "seconds")
 _SOURCE = "[uncertainty-baselines](https://github.com/google/uncertainty-baselines)"
 PUBLISHED = {

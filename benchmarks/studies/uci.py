@@ -15,9 +15,7 @@ from bnn_jax.experiment import Config
 _COMMON = dict(dataset="table", net="shallow", batch_size=64, learning_rate=1e-2)
 _TABLES = {"Boston": "bostonHousing", "concrete": "concrete", "yacht": "yacht"}
 _VI = dict(method="vi", steps=10000, beta_warmup=2000, estimator="local_reparam", num_samples=4)
-_HMC = dict(
-    method="hmc", steps=1000, num_warmup=100, num_draws=300, block_size=100, trajectory_length=0.1
-)
+_HMC = dict(method="hmc", steps=1000, num_warmup=100, num_draws=300, block_size=100, trajectory_length=0.1)
 RUNS = {
     f"{name}, {label}": [
         Config(path=Path("uci") / f"{file}.npz", fold=i, **_COMMON, **how) for i in range(20)
@@ -26,6 +24,7 @@ RUNS = {
     for label, how in (("VI", _VI), ("HMC", _HMC))
 }
 EVALUATE = {"num_draws": 300, "num_bootstrap": 200}
+REFERRAL = False
 COLUMNS = ("rmse", "nll", "coverage_95", "interval_width_95", "seconds")
 _METHODS = ("PBP", "MC dropout", "deep ensemble")
 _FIGURES = {

@@ -3,14 +3,16 @@
     python benchmarks/study.py mnist                a study of benchmarks/studies, by name
     python benchmarks/study.py mnist --table        only write the table again from the recorded results
 
-A study is a module with a docstring (what is compared, on which split), `RUNS` (label -> the configurations
-of scripts/train.py, one a fold or seed), `EVALUATE` (settings of scripts/evaluate.py), `COLUMNS` (scores) and
-`PUBLISHED` (label -> scores that others report, with their source). The same command continues an interrupted
-study. Results go to docs/results/NAME.json, the table to docs/studies/NAME.md.
+A study is a module with a docstring (what is compared, on which split), `RUNS` (label -> the
+configurations of scripts/train.py, one a fold or seed), `EVALUATE` (settings of scripts/evaluate.py),
+`COLUMNS` (scores), `PUBLISHED` (label -> scores that others report, with their source) and `REFERRAL`
+(whether to show that table). The same command continues an interrupted study. Results go to
+docs/results/NAME.json, the table to docs/studies/NAME.md.
 """
 
 import dataclasses
 import importlib.util
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,18 +23,14 @@ import tyro
 from rich.console import Console
 
 from bnn_jax import cli, experiment, runs
+from bnn_jax.settings import FREE
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
-BETTER = {
-    "nll": "↓",
-    "ece": "↓",
-    "brier": "↓",
-    "rmse": "↓",
-    "interval_width_95": "↓",
-    "aurc": "↓",
-    "seconds": "",
-}
+LOWER = ("nll", "ece", "ece_classwise", "brier", "aurc", "rmse", "mae", "interval_width_95")
+BETTER = dict.fromkeys(LOWER, "↓") | dict.fromkeys(
+    ("seconds", "temperature", "threshold", "coverage_50", "coverage_90", "coverage_95"), ""
+)
 TITLES = {"nll": "NLL, nats", "ece": "ECE", "rmse": "RMSE", "auroc": "AUROC", "aurc": "AURC"}
 
 
@@ -57,7 +55,7 @@ def main(config: Config) -> None:
         for label in config.only or study.RUNS:
             for fold, settings in enumerate(study.RUNS[label]):
                 run = folder(config, label, fold)
-                if not (run / "evaluation.json").exists():
+                if not judged(run, settings):
                     console.rule(f"{label}, run {fold + 1} of {len(study.RUNS[label])}")
                     settings = dataclasses.replace(settings, out=run, data_dir=config.data_dir)
                     script("train").main(settings)
@@ -67,7 +65,7 @@ def main(config: Config) -> None:
         missing = [
             label
             for label, all_ in study.RUNS.items()
-            if not all((folder(config, label, i) / "evaluation.json").exists() for i in range(len(all_)))
+            if not all(judged(folder(config, label, i), settings) for i, settings in enumerate(all_))
         ]
         if missing:
             console.print(f"still missing: {', '.join(missing)}; no table yet")
@@ -102,6 +100,24 @@ def folder(config: Config, label: str, fold: int) -> Path:
     return config.out / config.study / f"{name}-{fold}"
 
 
+def judged(run: Path, settings: experiment.Config) -> bool:
+    """Whether a run is evaluated.
+
+    Raises:
+        UserError: it is, but one of other settings: the study was changed since.
+    """
+    record = runs.read_json(run / "evaluation.json")
+    if record is None:
+        return False
+    wanted = runs.as_config(settings, leave_out=("out", *FREE))
+    changed = ", ".join(name for name in wanted if record["config"].get(name) != wanted[name])
+    if changed:
+        raise UserError(
+            f"{run} was trained with other settings ({changed}): delete it, or choose another --out"
+        )
+    return True
+
+
 def collect(config: Config, study: ModuleType) -> dict[str, Any]:
     """Label -> command, scores of every run, seconds and what was trained; and where all that ran."""
     found: dict[str, Any] = {}
@@ -112,15 +128,17 @@ def collect(config: Config, study: ModuleType) -> dict[str, Any]:
             scores = runs.read_json(run / "evaluation.json")
             environment = scores.pop("environment")
             kept = {k: v for k, v in scores.items() if k not in ("config", "corruptions")}
-            outcome = runs.read_json(run / "outcome.json") or runs.read_json(run / "progress.json")
-            records.append({**kept, "seconds": outcome["seconds"], "environment": environment})
+            # Of chains: sampling, and the optimisation that found their starts.
+            spent = ("outcome.json", "progress.json", "map/outcome.json")
+            seconds = sum((runs.read_json(run / file) or {"seconds": 0})["seconds"] for file in spent)
+            records.append({**kept, "seconds": seconds, "environment": environment})
         found[label] = {"command": command(settings[0]), "runs": records}
     return {"study": config.study, "methods": found}
 
 
 def command(settings: experiment.Config) -> str:
     """The command line of scripts/train.py that gives these settings."""
-    words = ["python scripts/train.py"]
+    words = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name in ("out", "data_dir") or value == field.default:
@@ -130,7 +148,7 @@ def command(settings: experiment.Config) -> str:
             words.append(flag)
         else:
             words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return " ".join(words)
+    return f"python scripts/train.py {shlex.join(words)}".strip()
 
 
 def markdown(name: str, study: ModuleType, record: dict[str, Any]) -> str:
@@ -145,13 +163,14 @@ def markdown(name: str, study: ModuleType, record: dict[str, Any]) -> str:
         rows.append([label, *(str(published.get(c, "-")) for c in study.COLUMNS)])
     for label, entry in record["methods"].items():
         rows.append([f"**{label}**", *(cell(entry["runs"], c) for c in study.COLUMNS)])
-    first = next(iter(record["methods"].values()))["runs"][0]
-    several = max(len(entry["runs"]) for entry in record["methods"].values()) > 1
-    meaning = "mean ± standard error over the splits" if several else first["interval"]
-    environment = first["environment"]
-    where = "{num_cores} cores ({platform}), Python {python}, jax {jax}, commit {git_commit}".format(
-        **environment
-    )
+    all_runs = [run for entry in record["methods"].values() for run in entry["runs"]]
+    several = len(all_runs) > len(record["methods"])
+    meaning = "mean ± standard error over the splits" if several else all_runs[0]["interval"]
+    where = "{num_cores} cores ({platform}), Python {python}, jax {jax}, commit {git_commit}"
+    places = dict.fromkeys(where.format(**run["environment"]) for run in all_runs)
+    counts = "{num_train:,} training, {num_val:,} validation and {num_test:,} test examples"
+    sizes = dict.fromkeys(counts.format(**run["data"]) for run in all_runs)
+    num_draws = max(run["num_draws"] for run in all_runs)
     lines = [
         f"# {title.rstrip('.')}",
         "",
@@ -159,10 +178,10 @@ def markdown(name: str, study: ModuleType, record: dict[str, Any]) -> str:
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"Ours in bold; in brackets or after ±: {meaning}. {first['data']['num_train']:,} training, "
-        f"{first['data']['num_val']:,} validation and {first['data']['num_test']:,} test examples; "
-        f"{first['num_draws']} posterior draws. Seconds of training on {where}.",
+        f"Ours in bold; in brackets or after ±: {meaning}. {', or '.join(sizes)}; predictions average "
+        f"{num_draws} posterior draws, or all that a method has. Seconds of training on {'; '.join(places)}.",
         "",
+        *(referral(record) if study.REFERRAL else []),
         f"Everything on this page by `python benchmarks/study.py {name}`; single runs by",
         "",
         "```text",
@@ -173,11 +192,30 @@ def markdown(name: str, study: ModuleType, record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def referral(record: dict[str, Any]) -> list[str]:
+    """Lines with accuracy and recall of the rest when the most uncertain share goes to a doctor."""
+    shares = [row["referred"] for row in next(iter(record["methods"].values()))["runs"][0]["referral"]]
+    lines = [
+        "## When the most uncertain images go to a doctor",
+        "",
+        "Accuracy and recall of the images that are still answered, by the share that is referred.",
+        "",
+        f"| | {' | '.join(f'{share:.0%}' for share in shares)} |",
+        f"| --- | {' | '.join('---:' for _ in shares)} |",
+    ]
+    for label, entry in record["methods"].items():
+        by_share = zip(*(run["referral"] for run in entry["runs"]), strict=True)
+        cells = [", ".join(_mean(rows, name) for name in ("accuracy", "recall")) for rows in by_share]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def cell(records: list[dict[str, Any]], column: str) -> str:
     """A score: of one run with its interval, of several as mean ± standard error."""
-    values = [record[column] for record in records if column in record]
-    if not values:
+    records = [record for record in records if column in record]
+    if not records:
         return "-"
+    values = [record[column] for record in records]
     digits = 0 if column == "seconds" else 3
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))
@@ -185,6 +223,12 @@ def cell(records: list[dict[str, Any]], column: str) -> str:
     interval = records[0].get(f"{column}_interval")
     ends = "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
     return f"{values[0]:.{digits}f}{ends}"
+
+
+def _mean(records, name):
+    """The mean of what may be undefined, as recall is without examples of class 1."""
+    values = [record[name] for record in records if name in record]
+    return f"{np.mean(values):.3f}" if values else "-"
 
 
 def _module(name, path):

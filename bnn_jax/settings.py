@@ -117,6 +117,8 @@ def check_chain(config: Config, transform: Callable | None) -> None:
         raise UserError(
             f"{config.method} samples the posterior of the data as they are: no augmentation, no --balance"
         )
+    if config.stream:
+        raise UserError(f"{config.method} takes all data in every step: leave --stream out")
     if config.members != 1:
         raise UserError(f"{config.method} runs --num-chains chains and takes no --members")
     chains.check_blocks(

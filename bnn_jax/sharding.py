@@ -48,7 +48,17 @@ def place(tree: Any, mesh: Mesh, axis: str | None = None) -> Any:
 
 
 def assemble(tree: Any, mesh: Mesh) -> Any:
-    """A batch split over the mesh's data axis, from the share that each process holds of it."""
+    """A batch split over the mesh's data axis, from the share that each process holds of it.
+
+    Raises:
+        UserError: the data axis is not split over the processes, so that their shares would be copies.
+    """
+    count = jax.process_count()
+    if mesh.local_mesh.shape["data"] * count != mesh.shape["data"]:
+        raise UserError(
+            f"each of {count} processes reads its share of a batch: split the mesh's data axis over them, "
+            f"not its sample axis; it has {mesh.shape['sample']} x {mesh.shape['data']} devices"
+        )
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 

@@ -21,7 +21,8 @@ def load(options: data.Options) -> Dataset:
     missing = [part for part in ("train", "test") if not found.lengths.get(part)]
     if missing:
         raise UserError(
-            f"{found.full_name} has no {missing[0]} part, and a stream keeps the parts that it has"
+            f"{found.full_name} has no {missing[0]} part, and a stream keeps the parts that it has: leave "
+            "--stream out to have one drawn"
         )
     train = stream.from_catalogue(options.dataset, "train", root, **how)
     parts = {"train": train}

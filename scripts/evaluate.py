@@ -64,12 +64,12 @@ def main(config: Config) -> None:
     found = experiment.load_data(options)
     if data.fingerprint(found) != run.data["fingerprint"]:
         raise UserError(f"the data are not those that {config.run} was trained on; bring them back")
+    check(config, run, found)
     num_draws = min(config.num_draws, run.num_draws or config.num_draws)
     judge = classification if found.num_classes else regression
     results, evidence = judge(config, run, found, num_draws, console)
     results |= {
         "num_draws": num_draws,
-        "interval": "95 % bootstrap interval over test examples",
         "data": {
             name: run.data[name] for name in ("name", "description", "num_train", "num_val", "num_test")
         },
@@ -82,10 +82,33 @@ def main(config: Config) -> None:
     console.print(f"report: {config.run / 'evaluation.html'}", highlight=False, soft_wrap=True)
 
 
+def check(config: Config, run: trained.Trained, found: Dataset) -> None:
+    """Refuse options that this run has no use for, before anything is predicted."""
+    if config.ood_path is not None and config.ood_dataset is None:
+        raise UserError("--ood-path needs --ood-dataset, the kind of its file or folder")
+    if not found.num_classes:
+        if config.recall is not None or config.ood_dataset is not None or config.corruptions:
+            raise UserError("--recall, --ood-dataset and --corruptions are for images with classes")
+        return
+    if config.recall is not None:
+        if not 0 < config.recall <= 1:
+            raise UserError(f"--recall must lie in (0, 1], not {config.recall}")
+        if found.num_classes != 2:
+            raise UserError(f"--recall is for two classes; {found.name} has {found.num_classes}")
+        if found.x_val is None:
+            raise UserError(f"--recall needs validation data to choose the threshold; {found.name} has none")
+        if len(np.unique(found.y_val)) < 2:
+            raise UserError(f"--recall needs both classes in the validation data of {found.name}")
+    shape = run.data["x_shape"]
+    if config.corruptions and (len(shape) != 3 or shape[-1] not in (1, 3)):
+        raise UserError(f"--corruptions is for images; {found.name} has examples of shape {tuple(shape)}")
+
+
 def classification(
     config: Config, run: trained.Trained, found: Dataset, num_draws: int, console: Console
 ) -> tuple[dict[str, Any], evaluation.Evidence]:
     """Everything about classes: results for the file, and what the pictures are drawn from."""
+    other = None if config.ood_dataset is None else foreign(config, run)
     predictive = predict.build(run.model.apply, run.model.likelihood, run.draw, over=run.over)
     ask = lambda x: predictive(run.source, x, num_draws)
     test, labels = ask(found.x_test), np.asarray(found.y_test)
@@ -93,7 +116,9 @@ def classification(
     threshold = scaled = None
     if found.x_val is not None:
         val = ask(found.x_val)
-        if found.num_classes == 2:
+        if found.num_classes == 2 and len(np.unique(found.y_val)) < 2:
+            console.print("no threshold: the validation data hold one class only", highlight=False)
+        elif found.num_classes == 2:
             rule = "youden" if config.recall is None else ("recall", config.recall)
             threshold = scores.choose_threshold(val.mean, found.y_val, rule)
             told = "Youden's J" if config.recall is None else f"recall of at least {config.recall}"
@@ -104,16 +129,18 @@ def classification(
         results |= {f"{name}_scaled": after[name] for name in ("nll", "brier", "ece", "ece_classwise")}
         results["referral_share"] = config.refer
         results["referral_uncertainty"] = float(np.quantile(val.total, 1 - config.refer))
-    elif config.recall is not None:
-        raise UserError(f"--recall needs validation data to choose the threshold; {found.name} has none")
-    score = scores.weighted_classification(test.mean, labels, threshold)
-    results |= scores.with_intervals(score(np.ones(len(labels))), bootstrap(config, run, found, score))
-    results["aurc"] = scores.risk_coverage(test.mean, labels, test.total, threshold)[2]
+    rates = scores.weighted_classification(test.mean, labels, threshold)
+
+    def score(counts):
+        rows = np.repeat(np.arange(len(labels)), counts.astype(int))
+        drawn = test.mean[rows], labels[rows], test.total[rows]
+        return rates(counts) | {"aurc": scores.risk_coverage(*drawn, threshold)[2]}
+
+    results |= with_intervals(config, run, found, score)
     results["confusion"] = scores.confusion(test.mean, labels, threshold).tolist()
     results["referral"] = scores.referral(test.mean, labels, test.total, threshold=threshold)
     strange = {}
-    if config.ood_dataset is not None:
-        other = foreign(config, run)
+    if other is not None:
         name = config.ood_path.stem if config.ood_path else config.ood_dataset
         outside = ask(other)
         strange[name] = outside.epistemic
@@ -146,39 +173,47 @@ def regression(
     config: Config, run: trained.Trained, found: Dataset, num_draws: int, console: Console
 ) -> tuple[dict[str, Any], evaluation.Evidence]:
     """Everything about numbers, in the unit of the target."""
-    if config.recall is not None or config.ood_dataset is not None or config.corruptions:
-        raise UserError("--recall, --ood-dataset and --corruptions are for images with classes")
-    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw)
+    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
     means, variances = mixture(run.source, found.x_test, num_draws)
     shift, scale = run.scaling.target_shift, run.scaling.target_scale
     means, variances = np.float64(means) * scale + shift, np.float64(variances) * scale**2
     y = np.float64(found.y_test) * scale + shift
     score = regression_scores.weighted_regression(means, variances, y)
-    results = scores.with_intervals(score(np.ones(len(y))), bootstrap(config, run, found, score))
+    results = with_intervals(config, run, found, score)
     return results, evaluation.Evidence("regression", means=means, variances=variances, y=y)
 
 
-def bootstrap(config, run, found, score):
-    """Intervals over test examples, or over the groups that the split kept together."""
-    ids, groups = found.ids.get("test"), None
+def with_intervals(
+    config: Config, run: trained.Trained, found: Dataset, score: scores.Score
+) -> dict[str, Any]:
+    """Scores with intervals over test examples, or over the groups that the split kept together."""
+    ids, groups, over = found.ids.get("test"), None, "test examples"
     if run.config.group_by is not None and ids:
-        groups = splits.group_ids(ids, run.config.group_by)
-    return scores.bootstrap(
-        score, len(found.y_test), seed=run.config.seed, replicates=config.num_bootstrap, groups=groups
+        groups = splits.group_ids([Path(name).name for name in ids], run.config.group_by)  # as loaders do
+        over = f"{len(np.unique(groups))} groups of test examples"
+    count = len(found.y_test)
+    intervals = scores.bootstrap(
+        score, count, seed=run.config.seed, replicates=config.num_bootstrap, groups=groups
     )
+    results = scores.with_intervals(score(np.ones(count)), intervals)
+    return results | {"interval": f"95 % bootstrap interval over {over}"}
 
 
 def foreign(config: Config, run: trained.Trained) -> np.ndarray:
     """The test part of another data set as this run's network sees it."""
-    height, _, channels = run.data["x_shape"]
-    options = data.Options(dataset=config.ood_dataset, path=config.ood_path, data_dir=config.data_dir)
-    if "image_size" in data.taken(options):
-        options = dataclasses.replace(options, image_size=height, channels=channels)
+    shape = run.data["x_shape"]
+    data_dir = config.data_dir or run.config.data_dir
+    options = data.Options(dataset=config.ood_dataset, path=config.ood_path, data_dir=data_dir)
+    takes = data.taken(options)
+    if len(shape) == 3 and "channels" in takes:
+        options = dataclasses.replace(options, channels=shape[2])
+    if len(shape) == 3 and "image_size" in takes and shape[0] == shape[1]:
+        options = dataclasses.replace(options, image_size=shape[0])
     other = data.load(options, run.config.seed)
-    if list(other.x_test.shape[1:]) != run.data["x_shape"]:
+    if list(other.x_test.shape[1:]) != shape:
         raise UserError(
             f"{other.name} has examples of shape {other.x_test.shape[1:]}, "
-            f"{config.run} was trained on {tuple(run.data['x_shape'])}"
+            f"{config.run} was trained on {tuple(shape)}"
         )
     raw = other.x_test * other.scaling.scale + other.scaling.shift
     return ((raw - run.scaling.shift) / run.scaling.scale).astype(np.float32)

@@ -11,6 +11,7 @@ weights and history. Then: scripts/evaluate.py RUN, scripts/predict.py RUN IMAGE
 
 import contextlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -63,7 +64,9 @@ def describe(run, found, group_by, console):
     part = np.repeat(given, [len(getattr(found, f"y_{part}")) for part in given])
     ids = [name for p in given for name in found.ids.get(p, ())]
     ids = ids if len(ids) == len(y) else None
-    groups = splits.group_ids(ids, group_by) if group_by and ids else None
+    groups = None
+    if group_by and ids:
+        groups = splits.group_ids([Path(name).name for name in ids], group_by)  # as loaders do
     summary = inspection.summarise(x, y, part, ids=ids, class_names=found.class_names, groups=groups)
     console.print(dataset.console(summary))
     if not (run / "data.html").exists():

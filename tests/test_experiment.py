@@ -291,3 +291,9 @@ def test_split_csv_names_everyone(tmp_path):
 
 def test_folder_names():
     assert str(settings.folder(config(seed=3))) == "runs/train-digits-mlp-map-seed3"
+
+
+def test_chains_do_not_stream():
+    """Every step of a chain takes all data, which a stream exists to avoid."""
+    with pytest.raises(UserError, match="leave --stream out"):
+        settings.check_chain(config(method="hmc", stream=True), None)

@@ -1,6 +1,11 @@
 """On eight devices every program computes what it computes on one."""
 
 import functools
+import itertools
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -9,11 +14,11 @@ import numpy as np
 import optax
 import pytest
 
-from bnn_jax import chains, estimators, loop, objectives, ops, parts, sharding
+from bnn_jax import chains, estimators, loop, objectives, ops, parts, sharding, stream
 from bnn_jax.likelihoods import categorical
 from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
-from bnn_jax.types import Algorithm, Batch, UserError
+from bnn_jax.types import Algorithm, Batch, Scaling, UserError
 
 N = 24
 CHAINS = 8
@@ -190,3 +195,84 @@ def test_place():
     split = sharding.place(tree, mesh, "data")
     assert split["a"].sharding.shard_shape((8,)) == (2,)
     assert split["b"].sharding.shard_shape((4, 3)) == (1, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4)])
+def test_a_batch_assembled_by_one_process_is_the_batch_placed(shape):
+    mesh = sharding.make_mesh(*shape)
+    batch = Batch(DATA.x[:8], DATA.y[:8])
+    found, wanted = sharding.assemble(batch, mesh), sharding.place(batch, mesh, "data")
+    for a, b in zip(found, wanted, strict=True):
+        assert a.sharding == b.sharding
+        assert a.dtype == b.dtype
+        for mine, theirs in zip(a.addressable_shards, b.addressable_shards, strict=True):
+            assert (mine.device, mine.index) == (theirs.device, theirs.index)
+            np.testing.assert_array_equal(mine.data, theirs.data)
+
+
+def streamed(mesh, x=DATA.x):
+    """Parameters and infos after five steps of MAP on the data read from a source, in chunks of 2."""
+    source = stream.Source(N, lambda i: x[i], x.shape[1:], Scaling(np.float32(0), np.float32(1)), 2)
+    algorithm, key = build("map"), jax.random.key(1)
+    advance = loop.stepper(key, algorithm, Batch(source, DATA.y), batch_size=8, chunk_size=2, mesh=mesh)
+    state, infos = loop.start(key, algorithm, PARAMS), []
+    for first, last in itertools.pairwise((0, 2, 4, 5)):
+        state, info = advance(state, first, last)
+        infos.append(info["log_joint"])
+    return state.params, np.array(infos)
+
+
+def test_streaming_on_eight_devices_equals_one():
+    wanted = streamed(None)
+    for shape in ((1, 8), (2, 4)):
+        found = streamed(sharding.make_mesh(*shape))
+        close(found, wanted, 1e-5)
+        assert len(jax.tree.leaves(found[0])[0].devices()) == 8
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+sys.path.insert(0, sys.argv[3])
+import numpy as np
+import test_sharding
+from bnn_jax import sharding
+from bnn_jax.types import UserError
+
+mine = np.arange(8)[4 * jax.process_index() :][:4]
+whole = sharding.assemble(mine, sharding.make_mesh(1, 8))
+assert whole.shape == (8,)
+assert [int(shard.data[0]) for shard in whole.addressable_shards] == mine.tolist()
+try:
+    sharding.assemble(mine, sharding.make_mesh(2, 4))
+except UserError as error:
+    assert "split the mesh's data axis over them" in str(error)
+else:
+    raise SystemExit("halves were taken for copies of a batch")
+found = test_sharding.streamed(sharding.make_mesh(1, 8))
+np.savez(sys.argv[4], *map(np.asarray, jax.tree.leaves(found)))
+"""
+
+
+def test_two_processes_read_their_shares_and_take_the_same_steps(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = [sys.executable, "-c", TWO_PROCESSES, address]
+    processes = [
+        subprocess.Popen(
+            [*common, str(rank), str(Path(__file__).parent), str(tmp_path / f"{rank}.npz")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    wanted = jax.tree.leaves(streamed(None))
+    for rank in (0, 1):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            close([found[f"arr_{i}"] for i in range(len(wanted))], wanted, 1e-5)

@@ -70,6 +70,8 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
             evidence, `data` {description, num_train, num_test, ...}, `config`, `environment`.
         evidence: predictions on the test set. Referral and galleries order by aleatoric + epistemic.
     """
+    for old in (out / "evaluation").glob("*.png"):
+        old.unlink()  # of an earlier evaluation, which may have shown more
     head = html.Section("Result", "", table=score_rows(results), notes=_notes(results))
     sections = [head]
     pictures = _classification if evidence.task == "classification" else _regression

@@ -1,0 +1,287 @@
+"""benchmarks/study.py: every study is sound, its commands give its settings, its page is exact."""
+
+import dataclasses
+import importlib.util
+import json
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+from bnn_jax import experiment, regression_scores, runs, scores
+from bnn_jax.types import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def load_benchmark():
+    spec = importlib.util.spec_from_file_location("study_script", ROOT / "benchmarks" / "study.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+STUDY = load_benchmark()
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py"))
+PROBS = np.array([[0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
+CLASSES = {*scores.classification(PROBS, [0, 1, 0]), "aurc", "temperature", "threshold"}
+NUMBERS = set(regression_scores.regression(np.zeros((1, 3)), np.ones((1, 3)), np.zeros(3)))
+
+# every study
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_has_what_it_promises(name):
+    study = STUDY.load(name)
+    title, blank, text = study.__doc__.strip().split("\n", 2)
+    assert title.endswith(".")
+    assert blank == ""
+    assert text.strip()
+    settings = [config for configs in study.RUNS.values() for config in configs]
+    assert all(study.RUNS.values())
+    assert all(isinstance(config, experiment.Config) for config in settings)
+    assert all(config.out is None and config.data_dir is None for config in settings)
+    assert isinstance(study.REFERRAL, bool)
+    script = STUDY.script("evaluate")
+    script.Config(run=Path(), **study.EVALUATE)
+    known = (NUMBERS if settings[0].dataset == "table" else CLASSES) | {"seconds"}
+    assert study.COLUMNS
+    assert set(study.COLUMNS) <= known
+    for label, published in study.PUBLISHED.items():
+        assert label not in study.RUNS
+        assert published
+        assert set(published) <= set(study.COLUMNS), label
+        assert all(isinstance(value, float) for value in published.values())
+    places = {STUDY.folder(STUDY.Config(name), label, i) for label in study.RUNS for i in range(2)}
+    assert len(places) == 2 * len(study.RUNS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_of_a_study_give_its_settings(name):
+    for configs in STUDY.load(name).RUNS.values():
+        for config in configs:
+            assert parsed(STUDY.command(config)) == config
+
+
+def parsed(command):
+    python, script, *words = shlex.split(command)
+    assert (python, script) == ("python", "scripts/train.py")
+    return tyro.cli(experiment.Config, args=words)
+
+
+def test_any_settings_are_told_by_their_command():
+    config = experiment.Config(
+        path=Path("my images") / "it's",
+        group_by=r"^p(\d+)_ *",
+        stream=True,
+        zoom=(0.9, 1.1),
+        epochs=3,
+        learning_rate=1e-5,
+        out=Path("somewhere"),
+        data_dir=Path("data"),
+    )
+    assert parsed(STUDY.command(config)) == dataclasses.replace(config, out=None, data_dir=None)
+    assert STUDY.command(experiment.Config()) == "python scripts/train.py"
+
+
+# the page
+
+
+def test_a_cell_exactly():
+    one = [{"nll": 0.25, "nll_interval": [0.2, 0.3125], "seconds": 12.6, "ece": 0.1}]
+    assert STUDY.cell(one, "nll") == "0.250 (0.200 to 0.312)"
+    assert STUDY.cell(one, "seconds") == "13"
+    assert STUDY.cell(one, "ece") == "0.100"
+    assert STUDY.cell(one, "auroc") == "-"
+    # 1, 2, 4: mean 7/3, variance ((4/3)^2 + (1/3)^2 + (5/3)^2) / 2 = 7/3, error sqrt(7/9)
+    several = [{"rmse": 1.0, "seconds": 10}, {"rmse": 2.0, "seconds": 10}, {"rmse": 4.0, "seconds": 10}]
+    assert STUDY.cell(several, "rmse") == "2.333 ± 0.882"
+    assert STUDY.cell(several, "seconds") == "10 ± 0"
+    assert STUDY.cell([{}, *one], "nll") == "0.250 (0.200 to 0.312)"  # one of two runs has it
+
+
+ENVIRONMENT = {"num_cores": 2, "platform": "cpu", "python": "3.11.1", "jax": "0.10.2", "git_commit": "abc"}
+DATA = {"num_train": 4708, "num_val": 524, "num_test": 624}
+REFERRAL = [
+    {"referred": 0.0, "answered": 9, "accuracy": 0.75, "recall": 0.5},
+    {"referred": 0.05, "answered": 8, "accuracy": 1.0},
+]
+
+
+def result(nll, num_draws=100, **changed):
+    given = {"nll": nll, "nll_interval": [nll - 0.1, nll + 0.1], "coverage_95": 0.96, "seconds": 12.0}
+    common = {"num_draws": num_draws, "interval": "some interval", "data": DATA, "environment": ENVIRONMENT}
+    return given | common | {"referral": REFERRAL} | changed
+
+
+def made(**changed):
+    """A study as its module would be."""
+    parts = {
+        "__doc__": "Toys: two methods.\n\nOn toys. Nothing else.\n",
+        "COLUMNS": ("nll", "coverage_95", "seconds"),
+        "PUBLISHED": {"theirs, [x](y)": {"nll": 0.037}},
+        "REFERRAL": True,
+        "RUNS": {"MAP": [experiment.Config(method="map")], "VI, 2": [experiment.Config(seed=1)]},
+        "EVALUATE": {"num_draws": 3},
+    }
+    return types.SimpleNamespace(**parts | changed)
+
+
+def record(**methods):
+    found = {label: {"command": f"the command of {label}", "runs": all_} for label, all_ in methods.items()}
+    return {"study": "toys", "methods": found}
+
+
+def test_a_page_exactly():
+    page = STUDY.markdown("toys", made(), record(MAP=[result(0.3, num_draws=1)], VI=[result(0.2)]))
+    assert (
+        page
+        == """# Toys: two methods
+
+On toys. Nothing else.
+
+|  | NLL, nats ↓ | coverage 95 | seconds |
+| --- | ---: | ---: | ---: |
+| theirs, [x](y) | 0.037 | - | - |
+| **MAP** | 0.300 (0.200 to 0.400) | 0.960 | 12 |
+| **VI** | 0.200 (0.100 to 0.300) | 0.960 | 12 |
+
+Ours in bold; in brackets or after ±: some interval. 4,708 training, 524 validation and 624 test examples; \
+predictions average 100 posterior draws, or all that a method has. Seconds of training on 2 cores (cpu), \
+Python 3.11.1, jax 0.10.2, commit abc.
+
+## When the most uncertain images go to a doctor
+
+Accuracy and recall of the images that are still answered, by the share that is referred.
+
+| | 0% | 5% |
+| --- | ---: | ---: |
+| MAP | 0.750, 0.500 | 1.000, - |
+| VI | 0.750, 0.500 | 1.000, - |
+
+Everything on this page by `python benchmarks/study.py toys`; single runs by
+
+```text
+the command of MAP
+the command of VI
+```
+"""
+    )
+
+
+def test_a_page_of_several_runs_on_several_data_and_machines():
+    other = {"data": DATA | {"num_test": 7}, "environment": ENVIRONMENT | {"platform": "gpu"}}
+    both = record(A=[result(0.3), result(0.5)], B=[result(0.1, **other), result(0.2, **other)])
+    page = STUDY.markdown("toys", made(REFERRAL=False), both)
+    assert "| **A** | 0.400 ± 0.100 | 0.960 ± 0.000 | 12 ± 0 |" in page
+    assert "after ±: mean ± standard error over the splits. " in page
+    assert "524 validation and 624 test examples, or 4,708 training, 524 validation and 7 test" in page
+    assert "on 2 cores (cpu), Python 3.11.1, jax 0.10.2, commit abc; 2 cores (gpu), " in page
+    assert "doctor" not in page
+    rows = [{**REFERRAL[0], "accuracy": 0.25}, {**REFERRAL[1], "recall": 0.5}]
+    changed = record(A=[result(0.3), result(0.5, referral=rows)])
+    assert "| A | 0.500, 0.500 | 1.000, 0.500 |" in STUDY.markdown("toys", made(), changed)
+
+
+def test_the_arrows_are_right():
+    down = {"nll", "ece", "ece_classwise", "brier", "aurc", "rmse", "mae", "interval_width_95"}
+    neither = {"seconds", "temperature", "threshold", "coverage_50", "coverage_90", "coverage_95"}
+    up = (CLASSES | NUMBERS) - down - neither
+    assert up == {
+        "accuracy", "balanced_accuracy", "recall", "specificity", "precision", "f1", "auroc",
+        "average_precision",
+    }  # fmt: skip
+    assert {name for name, arrow in STUDY.BETTER.items() if arrow == "↓"} == down
+    assert {name for name, arrow in STUDY.BETTER.items() if not arrow} == neither
+    assert not set(STUDY.BETTER) & up
+
+
+# running one
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """A study `toys` in a project of its own, whose scripts only note what they are asked."""
+    (tmp_path / "benchmarks" / "studies").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "studies" / "toys.py").touch()
+    asked = []
+
+    def train(settings):
+        asked.append(settings)
+        settings.out.mkdir(parents=True)
+        if settings.method == "map":
+            runs.write_json(settings.out / "outcome.json", {"seconds": 2.0})
+        else:  # as of chains
+            runs.write_json(settings.out / "progress.json", {"seconds": 5.0, "blocks": 3})
+            (settings.out / "map").mkdir()
+            runs.write_json(settings.out / "map" / "outcome.json", {"seconds": 4.0})
+
+    def evaluate(run, data_dir, num_draws):
+        settings = asked[-1]
+        assert settings.out == run
+        assert settings.data_dir == data_dir
+        config = runs.as_config(settings, leave_out=("out",))
+        found = result(0.25, num_draws, config=config, corruptions={"blur": []})
+        runs.write_json(run / "evaluation.json", {k: v for k, v in found.items() if k != "seconds"})
+
+    scripts = {
+        "train": types.SimpleNamespace(main=train),
+        "evaluate": types.SimpleNamespace(
+            main=lambda config: config(), Config=lambda **k: lambda: evaluate(**k)
+        ),
+    }
+    study = made()
+    monkeypatch.setattr(STUDY, "ROOT", tmp_path)
+    monkeypatch.setattr(STUDY, "script", scripts.__getitem__)
+    monkeypatch.setattr(STUDY, "_module", lambda name, path: study)
+    settings = STUDY.Config("toys", out=tmp_path / "runs", data_dir=tmp_path / "data")
+    return types.SimpleNamespace(root=tmp_path, asked=asked, study=study, settings=settings)
+
+
+def test_a_study_runs_what_is_missing_and_writes_its_table_when_all_is_there(toys, capsys):
+    page = toys.root / "docs" / "studies" / "toys.md"
+    with pytest.raises(UserError, match="no results of toys yet: run it without --table"):
+        STUDY.main(dataclasses.replace(toys.settings, table=True))
+    STUDY.main(dataclasses.replace(toys.settings, only=("VI, 2",)))
+    assert "still missing: MAP; no table yet" in capsys.readouterr().out
+    assert not page.exists()
+    STUDY.main(toys.settings)
+    assert [settings.method for settings in toys.asked] == ["vi", "map"]
+    assert toys.asked[0].out == toys.root / "runs" / "toys" / "vi--2-0"
+    kept = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())
+    assert [kept["methods"][label]["runs"][0]["seconds"] for label in ("MAP", "VI, 2")] == [2.0, 9.0]
+    assert kept["methods"]["MAP"]["command"] == "python scripts/train.py --method map"
+    kept_keys = set(kept["methods"]["MAP"]["runs"][0])
+    assert not kept_keys & {"config", "corruptions"}
+    assert "| **VI, 2** | 0.250 (0.150 to 0.350) | 0.960 | 9 |" in page.read_text()
+    before = page.read_text()
+    page.unlink()
+    STUDY.main(dataclasses.replace(toys.settings, table=True))
+    assert page.read_text() == before
+    STUDY.main(toys.settings)
+    assert len(toys.asked) == 2
+
+
+def test_runs_of_a_study_that_was_changed_are_refused(toys):
+    """A table must not put new settings beside scores of old ones; where the data lie may change."""
+    STUDY.main(toys.settings)
+    STUDY.main(dataclasses.replace(toys.settings, data_dir=None))
+    toys.study.RUNS["MAP"] = [experiment.Config(method="map", epochs=3, beta=0.5)]
+    before = (toys.root / "docs" / "results" / "toys.json").read_bytes()
+    with pytest.raises(UserError, match=r"map-0 was trained with other settings \(epochs, beta\)") as caught:
+        STUDY.main(toys.settings)
+    assert "\n" not in str(caught.value)
+    assert (toys.root / "docs" / "results" / "toys.json").read_bytes() == before
+
+
+def test_unknown_names_are_told_in_one_line(toys):
+    with pytest.raises(UserError, match=r"^unknown study 'minst': choose from toys$"):
+        STUDY.main(STUDY.Config("minst"))
+    with pytest.raises(UserError, match=r"^toys has no run VI: choose from MAP, VI, 2$"):
+        STUDY.main(dataclasses.replace(toys.settings, only=("VI", "MAP")))
+    assert not toys.asked

@@ -71,10 +71,11 @@ def build(
         (source, x, num_draws) -> Predictive.
     """
 
+    moments = _moments(apply, likelihood, draw, over)
+
     @jax.jit
     def accumulate(source, x, num_draws):
-        def one(i):
-            return over(lambda x: _moments(likelihood, apply(draw(source, i), x)))(x)
+        one = lambda i: moments(source, i, x)
 
         def body(i, carry):  # Welford, on the float32 that accelerators have
             mean, squares, noise = carry
@@ -138,10 +139,12 @@ def build_mixture(
         (source, x, num_draws) -> `Likelihood.mean` (D, T) or (D, T, K) and `Likelihood.noise` (D, T).
     """
 
+    moments = _moments(apply, likelihood, draw, over)
+
     @partial(jax.jit, static_argnums=2)
     def each(source, x, num_draws):
-        one = lambda i: over(lambda x: _moments(likelihood, apply(draw(source, i), x)))(x)
-        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), jax.lax.map(one, jnp.arange(num_draws)))
+        found = jax.lax.map(lambda i: moments(source, i, x), jnp.arange(num_draws))
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
 
     def mixture(source: Any, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
         found = in_batches(lambda part: each(source, part, num_draws), x, batch_size)
@@ -150,8 +153,17 @@ def build_mixture(
     return mixture
 
 
-def _moments(likelihood, outputs):
-    return likelihood.mean(outputs), likelihood.noise(outputs)
+def _moments(apply, likelihood, draw, over):
+    """(source, i, x) -> mean and noise of what draw i predicts."""
+
+    def moments(source, i, x):
+        def of_inputs(x):
+            outputs = apply(draw(source, i), x)
+            return likelihood.mean(outputs), likelihood.noise(outputs)
+
+        return over(of_inputs)(x)
+
+    return moments
 
 
 def in_batches(f: Callable, x: Any, batch_size: int) -> Any:

@@ -18,7 +18,6 @@ from bnn_jax import (
     runs,
     settings,
     training,
-    trees,
 )
 from bnn_jax.types import Scaling, UserError
 
@@ -77,7 +76,8 @@ def load(run: Path) -> Trained:
         raise unfinished
     single = config.members == 1
     whole = algorithm if single else ensemble.build(algorithm, config.members)
-    stacked = params if single else jax.eval_shape(lambda: trees.stack([_zeros(params)] * config.members))
+    several = lambda a: jax.ShapeDtypeStruct((config.members, *a.shape), a.dtype)
+    stacked = params if single else jax.tree.map(several, params)
     state = checkpoint.load(run / "state", jax.eval_shape(whole.init, jax.random.key(0), stacked))
     draw = predict.sampled(algorithm.sample) if single else predict.members(algorithm.sample, config.members)
     source = (runs.stream(config.seed, "predict"), state)
@@ -85,7 +85,3 @@ def load(run: Path) -> Trained:
     first, second = (jax.tree.leaves(draw(source, i * config.members)) for i in (0, 1))
     same = all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     return Trained(config, model, info, scaling, draw, source, config.members if same else None, over)
-
-
-def _zeros(params):
-    return jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), params)

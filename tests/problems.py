@@ -1,5 +1,9 @@
 """Problems with known answers, shared by the tests."""
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -77,3 +81,13 @@ def estimator_names() -> list[str]:
     except UserError as error:
         return str(error).split("choose from ")[1].split(", ")
     raise AssertionError("an estimator without a name was built")
+
+
+def load_script(name: str, folder: str = "scripts") -> ModuleType:
+    """A file of `scripts` or `benchmarks` as a new module, known to `sys.modules` as tyro needs it."""
+    path = Path(__file__).parent.parent / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_script", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,6 +1,5 @@
 """scripts/compare.py as its users meet it: whole runs in their own process, wrong input, interruptions."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from problems import load_script
 
 from bnn_jax.types import UserError
 
@@ -164,7 +164,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_mistake_is_told_in_one_line(name, tmp_path, monkeypatch):
     arguments, message = WRONG[name]
-    compare = load_script()
+    compare = load_script("compare")
     monkeypatch.chdir(tmp_path)
     medmnist("nan.npz", train_images=NAN)
     medmnist("labels.npz", test_labels=np.full((10, 1), 7))
@@ -183,14 +183,6 @@ def test_a_mistake_is_told_in_one_line(name, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
     assert sorted(Path().rglob("*")) == before  # nothing begun, nothing overwritten
     assert Path("foreign/thesis.txt").read_text() == "mine"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts" / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_exit_codes_and_other_settings_are_refused(finished, tmp_path):

@@ -2,17 +2,16 @@
 
 import contextlib
 import functools
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from problems import load_script
 from test_data_catalogue import IMAGE, png, tensor, write
 from test_script_train import medmnist, table
 
@@ -35,14 +34,6 @@ def compiled_once(quick_compile):
         patch.setattr(dataset, "write", lambda *args: None)
         patch.setattr(evaluation, "write", lambda *args: None)
         yield
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 SCRIPT = load_script("evaluate")

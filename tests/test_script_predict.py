@@ -3,11 +3,9 @@
 import csv
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
+from problems import load_script
 
 from bnn_jax import data, experiment, pixels, predict, settings, trained
 from bnn_jax.report import prediction
@@ -34,14 +33,6 @@ def compiled_once(quick_compile):
         patch.setattr(predict, "build_mixture", functools.cache(predict.build_mixture))
         patch.setattr(prediction, "figure", lambda image, draws, record: Figure(figsize=(1, 1)))
         yield
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 SCRIPT = load_script("predict")

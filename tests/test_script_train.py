@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from problems import load_script
 
 from bnn_jax import checkpoint, experiment, trained
 from bnn_jax.types import UserError
@@ -206,10 +206,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def train():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_script("train")
     return lambda *arguments: module.main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
 
 

@@ -1,16 +1,15 @@
 """Runs that stream: what they end with is what a run with its data in memory ends with."""
 
 import functools
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tyro
+from problems import load_script
 from test_data_catalogue import IMAGE, LABEL, pictures, stored, write
 
 from bnn_jax import checkpoint, data, experiment, predict, streamed, trained
@@ -63,14 +62,6 @@ def prepare(root, name="shapes", changed=lambda part, found: found, sizes=SIZES)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("tfds"))
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 TRAIN, EVALUATE = load_script("train"), load_script("evaluate")

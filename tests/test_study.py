@@ -1,16 +1,15 @@
 """benchmarks/study.py: every study is sound, its commands give its settings, its page is exact."""
 
 import dataclasses
-import importlib.util
 import json
 import shlex
-import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
+from problems import load_script
 
 from bnn_jax import experiment, regression_scores, runs, scores
 from bnn_jax.types import UserError
@@ -18,15 +17,7 @@ from bnn_jax.types import UserError
 ROOT = Path(__file__).parent.parent
 
 
-def load_benchmark():
-    spec = importlib.util.spec_from_file_location("study_script", ROOT / "benchmarks" / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-STUDY = load_benchmark()
+STUDY = load_script("study", "benchmarks")
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py"))
 PROBS = np.array([[0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
 CLASSES = {*scores.classification(PROBS, [0, 1, 0]), "aurc", "temperature", "threshold"}

@@ -55,7 +55,7 @@ def main(config: Config) -> None:
         for label in config.only or study.RUNS:
             for fold, settings in enumerate(study.RUNS[label]):
                 run = folder(config, label, fold)
-                if not judged(run, settings):
+                if not judged(run, settings, study.EVALUATE):
                     console.rule(f"{label}, run {fold + 1} of {len(study.RUNS[label])}")
                     settings = dataclasses.replace(settings, out=run, data_dir=config.data_dir)
                     script("train").main(settings)
@@ -65,7 +65,9 @@ def main(config: Config) -> None:
         missing = [
             label
             for label, all_ in study.RUNS.items()
-            if not all(judged(folder(config, label, i), settings) for i, settings in enumerate(all_))
+            if not all(
+                judged(folder(config, label, i), settings, study.EVALUATE) for i, settings in enumerate(all_)
+            )
         ]
         if missing:
             console.print(f"still missing: {', '.join(missing)}; no table yet")
@@ -100,11 +102,11 @@ def folder(config: Config, label: str, fold: int) -> Path:
     return config.out / config.study / f"{name}-{fold}"
 
 
-def judged(run: Path, settings: experiment.Config) -> bool:
-    """Whether a run is evaluated.
+def judged(run: Path, settings: experiment.Config, evaluate: dict[str, Any]) -> bool:
+    """Whether a run is evaluated, and as the study says now.
 
     Raises:
-        UserError: it is, but one of other settings: the study was changed since.
+        UserError: it was trained with other settings: the study was changed since.
     """
     record = runs.read_json(run / "evaluation.json")
     if record is None:
@@ -115,7 +117,7 @@ def judged(run: Path, settings: experiment.Config) -> bool:
         raise UserError(
             f"{run} was trained with other settings ({changed}): delete it, or choose another --out"
         )
-    return True
+    return record["evaluation"].items() >= evaluate.items()
 
 
 def collect(config: Config, study: ModuleType) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def collect(config: Config, study: ModuleType) -> dict[str, Any]:
             run = folder(config, label, fold)
             scores = runs.read_json(run / "evaluation.json")
             environment = scores.pop("environment")
-            kept = {k: v for k, v in scores.items() if k not in ("config", "corruptions")}
+            kept = {k: v for k, v in scores.items() if k not in ("config", "evaluation", "corruptions")}
             # Of chains: sampling, and the optimisation that found their starts.
             spent = ("outcome.json", "progress.json", "map/outcome.json")
             seconds = sum((runs.read_json(run / file) or {"seconds": 0})["seconds"] for file in spent)

@@ -1,10 +1,11 @@
 """What every command line shares: parsing, exit codes, and progress that survives Ctrl-C.
 
 0 done, 2 the user's mistake or a full or read-only disk (one line on stderr, no traceback), 130
-interrupted. Anything else is a bug and shows its traceback.
+interrupted, 141 whoever read the output (`| head`) has gone. Anything else is a bug and shows its traceback.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from bnn_jax.types import UserError
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, NO_READER = 2, 130, 141
 
 
 def run(
@@ -41,6 +42,9 @@ def run(
     except UserError as error:
         stderr.print(f"error: {error}", markup=False)
         code = USER_ERROR
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
+        code = NO_READER
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,16 @@ from bnn_jax.types import Algorithm, Batch, Dataset, Likelihood, Params, UserErr
 
 SCRIPT = "train"
 DATA = "data.json"
+
+
+class Kept(NamedTuple):
+    """What the folder of a run says of it, rebuilt."""
+
+    config: Config
+    info: dict[str, Any]  # `data.json`
+    model: models.Model
+    algorithm: Algorithm
+    params: Params  # shapes of one member's weights
 
 
 class Experiment(NamedTuple):
@@ -101,7 +111,7 @@ def build(config: Config, found: Dataset) -> Experiment:
         config.keep,
     )
     start = method(config, model, plan.num_data, visited, "map", likelihood) if algorithm.chain else None
-    like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found))
+    like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
     pretrained = None if config.pretrained is None else _pretrained(config.pretrained, like)
     over = settings.over_images(config)
     return Experiment(config, model, algorithm, start, plan, schedule, transform, over, pretrained)
@@ -202,6 +212,22 @@ def train(
         )
 
 
+def reopen(run: Path) -> Kept | None:
+    """The network and method of a run folder; None before its data were recorded.
+
+    Raises:
+        UserError: not a run of `scripts/train.py`, or one of another version.
+    """
+    config = runs.from_config(Config, runs.read_mark(run, SCRIPT), run)
+    info = runs.read_json(run / DATA)
+    if info is None:
+        return None
+    model = models.build(config.net, info["num_classes"], config.prior, config.noise, config.compute)
+    algorithm = method(config, model, info["num_data"], info["num_visited"])
+    params = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, info["x_shape"]))
+    return Kept(config, info, model, algorithm, params)
+
+
 def record_data(run: Path, found: Dataset, plan: balance.Balanced) -> None:
     """Write `data.json` and `split.csv`, or compare with what is there.
 
@@ -256,26 +282,22 @@ def _start(experiment, found, count):
     if one is not None:
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), one)
     keys = jax.random.split(runs.stream(config.seed, "init"), count)
-    return jax.vmap(lambda key: _init(key, config, experiment.model, found))(keys)
+    return jax.vmap(lambda key: _init(key, config, experiment.model, found.x_train.shape[1:]))(keys)
 
 
-def _init(key, config, model, found):
+def _init(key, config, model, shape):
     """Initial weights of one member."""
-    x = np.zeros((1, *settings.input_shape(config, found.x_train.shape[1:])), np.float32)
-    return models.init(key, model, x)
+    return models.init(key, model, np.zeros((1, *settings.input_shape(config, shape)), np.float32))
 
 
 def _pretrained(path, like):
     """Parameters from an orbax checkpoint, or from a run folder: MAP's weights, or VI's means."""
     if not (path / runs.MARK).exists():
         return checkpoint.load(path, like)
-    config = runs.from_config(Config, runs.read_mark(path, SCRIPT), path)
-    info = runs.read_json(path / DATA)
-    if not (path / training.OUTCOME).exists() or info is None or config.members > 1:
+    kept = reopen(path)
+    if kept is None or kept.config.members > 1 or not (path / training.OUTCOME).exists():
         raise UserError(f"--pretrained {path} must be a finished run of one member without chains")
-    model = models.build(config.net, info["num_classes"], config.prior, config.noise)
-    algorithm = method(config, model, info["num_data"], info["num_visited"])
-    state = checkpoint.load(path / "state", jax.eval_shape(algorithm.init, jax.random.key(0), like))
+    state = checkpoint.load(path / "state", jax.eval_shape(kept.algorithm.init, jax.random.key(0), like))
     return state.params if hasattr(state, "params") else state.phi.mean
 
 

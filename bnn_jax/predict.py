@@ -114,16 +114,8 @@ def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -
         (draws: leaves (D, ...), x) -> (D, T, K) or (D, T).
     """
 
-    @jax.jit
-    def each(draws, x):
-        return jax.lax.map(lambda params: likelihood.mean(apply(params, x)), draws)
-
-    def predictions(draws: Params, x: Any) -> np.ndarray:
-        return np.moveaxis(
-            in_batches(lambda part: jnp.moveaxis(each(draws, part), 0, 1), x, batch_size), 0, 1
-        )
-
-    return predictions
+    mixture = build_mixture(apply, likelihood, stacked, batch_size)
+    return lambda draws, x: mixture(draws, x, jax.tree.leaves(draws)[0].shape[0])[0]
 
 
 def build_mixture(

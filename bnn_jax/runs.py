@@ -124,9 +124,14 @@ def environment() -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "num_devices": jax.device_count(),
-        "num_cores": os.cpu_count(),
+        "num_cores": _num_cores(),
         "git_commit": _git_commit(),
     }
+
+
+def _num_cores():
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _git_commit():

@@ -42,27 +42,23 @@ def load(run: Path) -> Trained:
     Raises:
         UserError: no run, an unfinished one, one of another version, or all chains are unsound.
     """
-    config = runs.from_config(experiment.Config, runs.read_mark(run, experiment.SCRIPT), run)
-    info = runs.read_json(run / experiment.DATA)
     unfinished = UserError(f"{run} is not finished; run its command again first")
-    if info is None:
+    kept = experiment.reopen(run)
+    if kept is None:
         raise unfinished
+    config, info, model, algorithm, params = kept
     scaling = Scaling(
         np.asarray(info["scaling"]["shift"], np.float32),
         np.asarray(info["scaling"]["scale"], np.float32),
         info["scaling"]["target_shift"],
         info["scaling"]["target_scale"],
     )
-    model = models.build(config.net, info["num_classes"], config.prior, config.noise, config.compute)
-    x = np.zeros((1, *settings.input_shape(config, info["x_shape"])), np.float32)
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, x))
-    algorithm = experiment.method(config, model, info["num_data"], info["num_visited"])
     over = settings.over_images(config)
     if algorithm.chain:
-        kept = runs.read_json(run / training.PROGRESS) or {"blocks": 0}
-        if kept["blocks"] * config.block_size < config.num_draws:
+        blocks = (runs.read_json(run / training.PROGRESS) or {"blocks": 0})["blocks"]
+        if blocks * config.block_size < config.num_draws:
             raise unfinished
-        found, trace = draws.load(run, params, kept["blocks"])
+        found, trace = draws.load(run, params, blocks)
         status = diagnostics.chain_status(draws.flatten(found), trace)
         sound = np.equal(status, "ok")
         if not sound.any():

@@ -66,6 +66,7 @@ def main(config: Config) -> None:
         raise UserError(f"the data are not those that {config.run} was trained on; bring them back")
     check(config, run, found)
     num_draws = min(config.num_draws, run.num_draws or config.num_draws)
+    num_draws = -(-num_draws // options.members) * options.members  # each member as often as the others
     judge = classification if found.num_classes else regression
     results, evidence = judge(config, run, found, num_draws, console)
     results |= {
@@ -74,6 +75,7 @@ def main(config: Config) -> None:
             name: run.data[name] for name in ("name", "description", "num_train", "num_val", "num_test")
         },
         "config": runs.as_config(run.config),
+        "evaluation": runs.as_config(config, leave_out=("run", "data_dir")),
         "environment": runs.environment(),
     }
     runs.write_json(config.run / RESULT, results)

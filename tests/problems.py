@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax import estimators, ops
+from bnn_jax import estimators, objectives, ops
+from bnn_jax.likelihoods import gaussian
 from bnn_jax.posteriors import mean_field
+from bnn_jax.priors import isotropic
 from bnn_jax.types import Batch, UserError
 
 
@@ -30,6 +33,11 @@ class Linear(NamedTuple):
     def params(self, w) -> dict:
         """A weight vector (F,) as the module's parameters."""
         return {"kernel": jnp.asarray(w, jnp.float32).reshape(-1, 1)}
+
+    def log_joint(self) -> Callable:
+        """Of all the data, as methods take it."""
+        prior, likelihood = isotropic.build(self.std), gaussian.build(self.sigma)
+        return objectives.log_joint(self.apply, prior, likelihood, len(self.batch.x))
 
 
 def linear(

@@ -11,20 +11,14 @@ import numpy as np
 import pytest
 from problems import linear
 
-from bnn_jax import chains, checkpoint, draws, objectives
+from bnn_jax import chains, checkpoint, draws
 from bnn_jax.infer import hmc
-from bnn_jax.likelihoods import gaussian
 from bnn_jax.priors import isotropic
 from bnn_jax.types import Algorithm, UserError
 
 PROBLEM = linear()
 N = len(PROBLEM.batch.x)
 START = PROBLEM.params([0.1, -0.2, 0.3])
-
-
-def target():
-    prior = isotropic.build(PROBLEM.std)
-    return objectives.log_joint(PROBLEM.apply, prior, gaussian.build(PROBLEM.sigma), N), prior
 
 
 def equal(a, b):
@@ -35,7 +29,8 @@ COLLECT = dict(num_warmup=6, num_draws=12, block_size=3)
 
 
 def sampler() -> Algorithm:
-    log_joint, prior = target()
+    log_joint = PROBLEM.log_joint()
+    prior = isotropic.build(PROBLEM.std)
     return hmc.build(log_joint, prior.scale, num_warmup=6, trajectory_length=0.5, step_size=0.1)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -61,3 +63,26 @@ def test_an_unknown_option_exits_with_two(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda config: 0, Config, "A script.")
     assert stopped.value.code == 2
+
+
+def test_help_into_a_closed_pipe_says_nothing():
+    """As in `--help | head -1`; a real pipe, since the flush at exit is part of it."""
+    program = """
+import dataclasses, sys
+from bnn_jax import cli
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+def main(config):
+    sys.stdin.read()  # until the reader of our output is gone
+    print("x" * 100_000, flush=True)
+
+cli.run(main, Config, "A script.")
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe) as script:
+        script.stdout.close()
+        _, error = script.communicate()
+    assert (script.returncode, error) == (141, b"")

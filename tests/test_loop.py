@@ -9,20 +9,13 @@ import optax
 import pytest
 from problems import linear
 
-from bnn_jax import ensemble, loop, objectives, stream
+from bnn_jax import ensemble, loop, stream
 from bnn_jax.infer import map as map_infer
-from bnn_jax.likelihoods import gaussian
-from bnn_jax.priors import isotropic
 from bnn_jax.types import Algorithm, Batch, Scaling, UserError
 
 PROBLEM = linear()
 N = len(PROBLEM.batch.x)
 START = PROBLEM.params([0.1, -0.2, 0.3])
-
-
-def target():
-    prior = isotropic.build(PROBLEM.std)
-    return objectives.log_joint(PROBLEM.apply, prior, gaussian.build(PROBLEM.sigma), N), prior
 
 
 def equal(a, b):
@@ -58,7 +51,7 @@ def test_order_starts_anywhere():
 
 
 def fit(chunk_size=50, num_steps=23, seed=0, algorithm=None, **changes):
-    log_joint, _ = target()
+    log_joint = PROBLEM.log_joint()
     algorithm = algorithm or map_infer.build(log_joint, N, optax.adam(0.02))
     settings = dict(num_steps=num_steps, batch_size=7, chunk_size=chunk_size) | changes
     return loop.fit(jax.random.key(seed), algorithm, START, PROBLEM.batch, **settings)
@@ -129,7 +122,7 @@ def test_fit_zero_steps():
 
 
 def test_fit_of_an_ensemble_averages_the_history():
-    log_joint, _ = target()
+    log_joint = PROBLEM.log_joint()
     algorithm = ensemble.build(map_infer.build(log_joint, N, optax.adam(0.02)), 3)
     starts = jax.tree.map(lambda a: jnp.stack([a, a + 1, a - 1]), START)
     settings = dict(num_steps=4, batch_size=7, chunk_size=2)
@@ -145,7 +138,7 @@ def test_fit_bad_batch_size(batch_size):
 
 
 def test_fit_stops_at_nan():
-    log_joint, _ = target()
+    log_joint = PROBLEM.log_joint()
     with pytest.raises(
         UserError, match=r"log_joint became NaN or infinite before step \d+: lower the learning"
     ) as e:
@@ -216,7 +209,7 @@ def test_chunks(arguments, want):
 
 
 def test_start_leaves_the_parameters_to_the_caller():
-    algorithm = map_infer.build(target()[0], N, optax.adam(0.02))
+    algorithm = map_infer.build(PROBLEM.log_joint(), N, optax.adam(0.02))
     state = loop.start(jax.random.key(0), algorithm, START)
     loop.stepper(jax.random.key(0), algorithm, PROBLEM.batch, batch_size=7)(state, 0, 2)
     assert np.isfinite(START["kernel"]).all()  # not given away
@@ -234,7 +227,7 @@ def test_streamed_data_give_the_same_parameters(changes):
     """The same batches in the same order, in chunks of any length."""
     if "transform" in changes:
         changes = {"transform": lambda key, x, n: x + jax.random.normal(key, x.shape) + n[:, None] / 99}
-    algorithm = map_infer.build(target()[0], N, optax.adam(0.02))
+    algorithm = map_infer.build(PROBLEM.log_joint(), N, optax.adam(0.02))
     found, infos = {}, {}
     for name, x, cuts in (("array", PROBLEM.batch.x, (0, 10, 13)), ("stream", source(3.0, 2.0), (0, 6, 13))):
         advance = loop.stepper(

@@ -132,6 +132,8 @@ def test_scores_and_intervals_are_those_of_the_predictions(run):
     assert results["num_draws"] == DRAWS
     assert results["data"]["num_test"] == SIZE
     assert results["config"]["method"] == "vi"
+    assert results["evaluation"]["num_draws"] == DRAWS
+    assert "data_dir" not in results["evaluation"]
 
 
 def test_rules_come_from_validation_data(run, tmp_path):
@@ -423,3 +425,8 @@ def test_other_data_are_taken_as_the_run_saw_its_own(run, place, monkeypatch):
         np.testing.assert_allclose(other, np.full((3, *shape), wanted), rtol=1e-5)
         channels = shape[2] if len(shape) == 3 else None
         assert (asked[-1].image_size, asked[-1].channels, asked[-1].data_dir) == (size, channels, place)
+
+
+def test_members_are_asked_equally_often(numbers, monkeypatch):
+    monkeypatch.setattr(evaluation, "write", WRITE)
+    assert call(numbers, *FAST, "--num-draws", "2")["num_draws"] == 3

@@ -204,12 +204,12 @@ def toys(tmp_path, monkeypatch):
 
     def train(settings):
         asked.append(settings)
-        settings.out.mkdir(parents=True)
+        settings.out.mkdir(parents=True, exist_ok=True)
         if settings.method == "map":
             runs.write_json(settings.out / "outcome.json", {"seconds": 2.0})
         else:  # as of chains
             runs.write_json(settings.out / "progress.json", {"seconds": 5.0, "blocks": 3})
-            (settings.out / "map").mkdir()
+            (settings.out / "map").mkdir(exist_ok=True)
             runs.write_json(settings.out / "map" / "outcome.json", {"seconds": 4.0})
 
     def evaluate(run, data_dir, num_draws):
@@ -217,7 +217,8 @@ def toys(tmp_path, monkeypatch):
         assert settings.out == run
         assert settings.data_dir == data_dir
         config = runs.as_config(settings, leave_out=("out",))
-        found = result(0.25, num_draws, config=config, corruptions={"blur": []})
+        told = {"config": config, "evaluation": {"num_draws": num_draws, "recall": None}}
+        found = result(0.25, num_draws, **told, corruptions={"blur": []})
         runs.write_json(run / "evaluation.json", {k: v for k, v in found.items() if k != "seconds"})
 
     scripts = {
@@ -248,7 +249,7 @@ def test_a_study_runs_what_is_missing_and_writes_its_table_when_all_is_there(toy
     assert [kept["methods"][label]["runs"][0]["seconds"] for label in ("MAP", "VI, 2")] == [2.0, 9.0]
     assert kept["methods"]["MAP"]["command"] == "python scripts/train.py --method map"
     kept_keys = set(kept["methods"]["MAP"]["runs"][0])
-    assert not kept_keys & {"config", "corruptions"}
+    assert not kept_keys & {"config", "evaluation", "corruptions"}
     assert "| **VI, 2** | 0.250 (0.150 to 0.350) | 0.960 | 9 |" in page.read_text()
     before = page.read_text()
     page.unlink()
@@ -268,6 +269,15 @@ def test_runs_of_a_study_that_was_changed_are_refused(toys):
         STUDY.main(toys.settings)
     assert "\n" not in str(caught.value)
     assert (toys.root / "docs" / "results" / "toys.json").read_bytes() == before
+
+
+def test_a_study_that_judges_differently_now_judges_again(toys):
+    STUDY.main(toys.settings)
+    toys.study.EVALUATE = {"num_draws": 7}
+    STUDY.main(dataclasses.replace(toys.settings, only=("MAP",)))
+    kept = json.loads((toys.settings.out / "toys" / "map-0" / "evaluation.json").read_text())
+    assert kept["evaluation"]["num_draws"] == kept["num_draws"] == 7
+    assert [settings.method for settings in toys.asked] == ["map", "vi", "map"]
 
 
 def test_unknown_names_are_told_in_one_line(toys):

@@ -1,7 +1,7 @@
 """Redo a study: train and judge every run of it, keep the results, write its table.
 
-    python benchmarks/study.py mnist                a study of benchmarks/studies, by name
-    python benchmarks/study.py mnist --table        only write the table again from the recorded results
+    python benchmarks/study.py mnist_lenet          a study of benchmarks/studies, by name
+    python benchmarks/study.py mnist_lenet --table  only write the table again from the recorded results
 
 A study is a module with a docstring (what is compared, on which split), `RUNS` (label -> the
 configurations of scripts/train.py, one a fold or seed), `EVALUATE` (settings of scripts/evaluate.py),

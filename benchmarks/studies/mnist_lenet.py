@@ -2,17 +2,26 @@
 
 The official 60,000 training and 10,000 test images, 6,000 of the training images held out as validation part
 (stratified, seed 0). The uncertainty-baselines train on 50,000 with the same net, so both see nearly the same
-data; nothing is chosen on the test part. No augmentation. ECE in 15 equal-width bins.
+data; nothing is chosen on the test part. Prior N(0, 1), which gave VI the lower validation NLL of this one
+and N(0, 1 / fan-in). No augmentation. ECE in 15 equal-width bins.
 """
 
 from pathlib import Path
 
 from bnn_jax.experiment import Config
 
-_COMMON = dict(dataset="idx", path=Path("mnist"), ratios=(9, 1, 0), net="lenet", epochs=30, batch_size=256)
+_COMMON = dict(
+    dataset="idx",
+    path=Path("mnist"),
+    ratios=(9, 1, 0),
+    net="lenet",
+    prior="isotropic",
+    epochs=30,
+    learning_rate=2e-3,
+)
 RUNS = {
-    "MAP": [Config(method="map", learning_rate=2e-3, **_COMMON)],
-    "VI": [Config(method="vi", learning_rate=3e-3, beta_warmup=1000, **_COMMON)],
+    "MAP": [Config(method="map", **_COMMON)],
+    "VI": [Config(method="vi", estimator="sampling", beta_warmup=1000, **_COMMON)],
 }
 EVALUATE = {"num_draws": 100}
 REFERRAL = False

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bnn_jax.experiment import Config
 
-_COMMON = dict(dataset="table", net="shallow", batch_size=64, learning_rate=1e-2)
+_COMMON = dict(dataset="table", net="shallow", batch_size=64, learning_rate=1e-2, eval_every=1000)
 _TABLES = {"Boston": "bostonHousing", "concrete": "concrete", "yacht": "yacht"}
-_VI = dict(method="vi", steps=10000, beta_warmup=2000, estimator="local_reparam", num_samples=4)
+_VI = dict(method="vi", steps=20000, beta_warmup=2000, estimator="local_reparam", num_samples=4)
 _HMC = dict(method="hmc", steps=1000, num_warmup=100, num_draws=300, block_size=100, trajectory_length=0.1)
 RUNS = {
     f"{name}, {label}": [

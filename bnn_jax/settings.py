@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def input_shape(config: Config, x_shape: Sequence[int]) -> tuple[int, ...]:
 def folder(config: Config) -> Path:
     """The run folder: `--out`, or one named after the settings."""
     name = f"train-{config.dataset}-{config.net}-{config.method}-seed{config.seed}"
-    return config.out or Path("runs") / name
+    return config.out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)  # a name may set arguments
 
 
 def check(config: Config, found: Dataset) -> None:

@@ -1,5 +1,8 @@
 """Parts by name, and the arguments that a part asks for."""
 
+import functools
+
+import numpy as np
 import pytest
 
 from bnn_jax import parts
@@ -34,6 +37,40 @@ def test_unknown_names_list_the_choices(kind, name):
         parts.find(kind, name)
     assert all(choice in str(error.value) for choice in parts.names(kind))
     assert "\n" not in str(error.value)
+
+
+def test_a_name_may_set_arguments():
+    assert parts.find("network", "mlp(hidden=(7, 5))")(3).hidden == (7, 5)
+    assert parts.find("network", "mlp()")(3).hidden == (256, 256)
+    prior = parts.find("prior", "isotropic(std=0.25)")()
+    assert prior.scale({"w": np.zeros(2, np.float32)})["w"].tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mlp(width=3)", "network mlp has no argument width: choose from hidden"),
+        ("mlp(num_outputs=3)", "network mlp has no argument num_outputs: choose from hidden"),
+        ("lenet(hidden=3)", "network lenet has no argument hidden: choose from none"),
+        ("mpl(hidden=3)", "unknown network 'mpl'"),
+        ("mlp(hidden=(3)", "cannot read the network"),
+        ("mlp((3, 4))", "cannot read the network"),
+        ("mlp(**{'hidden': (3,)})", "cannot read the network"),
+        ("mlp(hidden=open('x'))", "cannot read the network"),
+        ("nets.mlp(hidden=(3,))", "cannot read the network"),
+        ("mlp(hidden=(3,)) + 1", "cannot read the network"),
+    ],
+)
+def test_bad_arguments_of_a_name_are_told(name, message):
+    with pytest.raises(UserError) as error:
+        parts.find("network", name)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_name_sets_is_not_offered_anew():
+    build = functools.partial(lambda a, b=2: (a, b), b=7)
+    assert parts.call(build, {"a": 1, "b": 4}) == (1, 7)
 
 
 def test_call_passes_what_is_asked_for():

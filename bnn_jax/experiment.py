@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from bnn_jax import (
     models,
     optimizers,
     predict,
+    recorder,
     runs,
     settings,
     streamed,
@@ -63,6 +64,7 @@ class Experiment(NamedTuple):
     transform: Callable | None
     over: Callable  # see `predict.build`
     pretrained: Params | None  # where all members or chains start
+    record: Callable  # state -> further columns of the history
 
 
 def load_data(config: Config) -> Dataset:
@@ -91,13 +93,16 @@ def build(config: Config, found: Dataset) -> Experiment:
         likelihood = balance.weighted(likelihood, balance.class_weights(labels, found.num_classes))
     if config.balance == "focal":
         likelihood = balance.focal(likelihood, config.focal_gamma)
-    algorithm = method(config, model, plan.num_data, visited, likelihood=likelihood)
+    shape = settings.input_shape(config, found.x_train.shape[1:])
+    algorithm = method(config, model, shape, plan.num_data, visited, likelihood=likelihood)
     augmentation = augment.Augmentation(
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(augment.Augmentation)}
     )
     transform = _transform(augmentation, found)
+    start = None
     if algorithm.chain:
         settings.check_chain(config, transform)
+        start = method(config, model, shape, plan.num_data, visited, "map", likelihood)
     plateau = None
     if config.plateau_patience is not None:
         floor = config.plateau_floor / config.learning_rate
@@ -109,17 +114,23 @@ def build(config: Config, found: Dataset) -> Experiment:
         config.patience,
         plateau,
         config.keep,
+        config.monitor,
     )
-    start = method(config, model, plan.num_data, visited, "map", likelihood) if algorithm.chain else None
     like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
     pretrained = None if config.pretrained is None else _pretrained(config.pretrained, like)
     over = settings.over_images(config)
-    return Experiment(config, model, algorithm, start, plan, schedule, transform, over, pretrained)
+    record = lambda state: {}
+    if config.record_std:
+        if not hasattr(jax.eval_shape(algorithm.init, jax.random.key(0), like), "phi"):
+            raise UserError(f"--record-std is for variational posteriors; {config.method} has none")
+        record = recorder.layer_std(config.posterior)
+    return Experiment(config, model, algorithm, start, plan, schedule, transform, over, pretrained, record)
 
 
 def method(
     config: Config,
     model: models.Model,
+    x_shape: Sequence[int],
     num_data: int,
     visited: int,
     name: str | None = None,
@@ -128,6 +139,7 @@ def method(
     """The configured method, or the one called `name`.
 
     Args:
+        x_shape: of one network input.
         num_data: N of the ELBO.
         visited: examples an epoch.
         likelihood: what is trained on instead of the model's own.
@@ -144,6 +156,7 @@ def method(
         num_samples=config.num_samples,
         kl=config.kl,
         likelihood=likelihood,
+        x_shape=x_shape,
         optimizer=optimizers.build(
             config.optimizer,
             config.learning_rate,
@@ -191,6 +204,7 @@ def train(
                 batch,
                 experiment.schedule,
                 evaluate=_evaluation(experiment, found, optimised, None if single else count),
+                record=experiment.record,
                 visit=experiment.plan.indices,
                 transform=experiment.transform,
                 progress=report,
@@ -223,7 +237,8 @@ def reopen(run: Path) -> Kept | None:
     if info is None:
         return None
     model = models.build(config.net, info["num_classes"], config.prior, config.noise, config.compute)
-    algorithm = method(config, model, info["num_data"], info["num_visited"])
+    shape = settings.input_shape(config, info["x_shape"])
+    algorithm = method(config, model, shape, info["num_data"], info["num_visited"])
     params = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, info["x_shape"]))
     return Kept(config, info, model, algorithm, params)
 

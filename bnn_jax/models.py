@@ -1,7 +1,7 @@
 """From names to pure functions: a network with its prior and likelihood, and the methods that run on it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -69,6 +69,7 @@ def method(
     num_samples: int = 1,
     kl: str = "closed_form",
     likelihood: Likelihood | None = None,
+    x_shape: Sequence[int] | None = None,
     **offered: Any,
 ) -> Algorithm:
     """The method called `name` on `model`, given those of the offered arguments that its `build` names.
@@ -77,6 +78,7 @@ def method(
         num_data: N.
         posterior, estimator, num_samples, kl: the variational family and how it passes the network.
         likelihood: what is trained on instead of the model's own, class-weighted say.
+        x_shape: of one network input, for methods that ask for the order of the layers.
         offered: `optimizer`, `beta`, `num_warmup`, ...: what else a method may want.
 
     Raises:
@@ -94,7 +96,10 @@ def method(
         "log_joint": objectives.log_joint(model.apply, model.prior, likelihood, num_data),
         "num_data": num_data,
     }
-    if "elbo" in inspect.signature(build).parameters:  # MAP may have a prior without closed-form KL
+    wanted = inspect.signature(build).parameters
+    if "layers" in wanted and x_shape is not None:
+        ours["layers"] = ops.layers(model.module, x_shape)
+    if "elbo" in wanted:  # MAP may have a prior without closed-form KL
         through = estimators.build(estimator, model.module, family, num_samples, dtype=model.dtype)
         ours["elbo"] = objectives.elbo(through, family, model.prior, likelihood, num_data, kl)
     return parts.call(build, ours | offered)

@@ -155,6 +155,23 @@ def apply_fn(module: nn.Module, dtype: Any = None) -> Callable[[Params, jax.Arra
     return apply
 
 
+def layers(module: nn.Module, x_shape: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Paths of all `nn.Dense` and `nn.Conv` layers in the order of first calls, for inputs (B, *x_shape).
+
+    The parameters do not tell: the names in a pytree are sorted.
+    """
+    paths = []
+
+    def note(next_fun, args, kwargs, context):
+        if type(context.module) in (nn.Dense, nn.Conv) and context.method_name == "__call__":
+            paths.append(tuple(context.module.path))
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *x_shape)))
+    return tuple(dict.fromkeys(paths))
+
+
 def cast(tree: Any, dtype: Any) -> Any:
     """`tree` in `dtype`; as it is with None."""
     return tree if dtype is None else jax.tree.map(lambda a: a.astype(dtype), tree)

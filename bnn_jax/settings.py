@@ -32,11 +32,13 @@ class Config(augment.Augmentation, data.Options):
     learning_rate: float = 1e-3  # the highest of the schedule
     schedule: str = "cosine"  # cosine (to 0) or constant
     warmup: int = 0  # steps over which the learning rate rises from 0
-    patience: int | None = None  # stop after so many evaluations without better validation NLL; keep the best
+    patience: int | None = None  # stop after so many evaluations without a better score; keep the best
     plateau_patience: int | None = None  # lower the learning rate after so many, likewise
     plateau_factor: float = 0.1  # by which it is lowered
     plateau_floor: float = 1e-9  # lowest learning rate of the plateau
+    monitor: str = "val_nll"  # that score: val_nll, val_accuracy (of classes) or val_rmse (of a regression)
     eval_every: int | None = None  # steps between evaluations and checkpoints; default an epoch
+    record_std: bool = False  # add the posterior standard deviation of every layer to the history (VI)
     eval_draws: int = 10  # posterior draws of an evaluation during training
     keep: int = 2  # newest checkpoints that are kept, besides the best
     compute: str = "float32"  # or bfloat16: the forward pass; weights and KL stay float32
@@ -108,6 +110,9 @@ def check(config: Config, found: Dataset) -> None:
         sides = found.x_train.shape[1:-1]
         if len(sides) != 2 or config.crop > min(sides):
             raise UserError(f"--crop {config.crop} does not fit inputs of shape {found.x_train.shape[1:]}")
+    scores = ("val_nll", "val_accuracy" if found.num_classes else "val_rmse")
+    if config.monitor not in scores:
+        raise UserError(f"--monitor must be {' or '.join(scores)} for {found.name}, not {config.monitor!r}")
     if not found.num_classes and config.balance != "none":
         raise UserError(f"--balance is for classes; the data set {found.name} is a regression")
 

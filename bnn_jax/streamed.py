@@ -15,6 +15,8 @@ def load(options: data.Options) -> Dataset:
     """
     if options.dataset in data.names():
         raise UserError(f"--stream is for prepared data sets; {options.dataset} is read into memory")
+    if options.limit is not None:
+        raise UserError("--stream reads whole parts: leave --limit out")
     how = data.chosen(options, ("image_size", "channels"))
     root = prepared.root(data.find_path(options.path, data.data_dir(options)))
     found = prepared.open_folder(prepared.find(options.dataset, root), **how)

@@ -81,3 +81,16 @@ def load(run: Path) -> Trained:
     first, second = (jax.tree.leaves(draw(source, i * config.members)) for i in (0, 1))
     same = all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     return Trained(config, model, info, scaling, draw, source, config.members if same else None, over)
+
+
+def regress(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (D, T) of what each draw predicts, in the unit of the target."""
+    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
+    means, variances = mixture(run.source, x, num_draws)
+    shift, scale = run.scaling.target_shift, run.scaling.target_scale
+    return np.float64(means) * scale + shift, np.float64(variances) * scale**2
+
+
+def targets(run: Trained, y: np.ndarray) -> np.ndarray:
+    """Standardised targets in their own unit."""
+    return np.float64(y) * run.scaling.target_scale + run.scaling.target_shift

@@ -22,7 +22,7 @@ from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 Row = dict[str, float]
 HISTORY, OUTCOME, PROGRESS = "history.json", "outcome.json", "progress.json"
-SCORE = "val_nll"  # what early stopping, the plateau and the best checkpoint look at: lower is better
+MONITORS = {"val_nll": 1, "val_rmse": 1, "val_accuracy": -1}  # times this, lower is better
 
 
 class Schedule(NamedTuple):
@@ -34,6 +34,7 @@ class Schedule(NamedTuple):
     patience: int | None = None  # evaluations without a better score after which training stops
     plateau: optax.GradientTransformationExtraArgs | None = None  # `optimizers.plateau`
     keep: int = 2  # newest checkpoints that are kept, besides the best
+    monitor: str = "val_nll"  # of `MONITORS`: what early stopping, plateau and best checkpoint look at
 
 
 class Progress(NamedTuple):
@@ -41,7 +42,7 @@ class Progress(NamedTuple):
 
     state: Any
     plateau: Any
-    best_score: Any  # () float32; infinite before the first evaluation
+    best_score: Any  # () float32, lower is better; infinite before the first evaluation
     best_step: Any  # () int32
     seconds: Any  # () float32, spent so far
 
@@ -82,6 +83,7 @@ def optimise(
     schedule: Schedule,
     *,
     evaluate: Callable[[Any], Row] | None = None,
+    record: Callable[[Any], Row] = lambda state: {},
     visit: np.ndarray | None = None,
     transform: Callable | None = None,
     finished_only: bool = False,
@@ -93,7 +95,9 @@ def optimise(
     Args:
         folder: keeps `checkpoints/`, `history.json`, `history.csv`, and at the end `state/` and
             `outcome.json`.
-        evaluate: state -> scores for the history, `val_nll` among them; None without validation data.
+        evaluate: state -> scores for the history, what the schedule monitors among them; None without
+            validation data.
+        record: state -> whatever else the history should tell, see `recorder`.
         visit, transform: as in `loop.stepper`.
         finished_only: refuse to train.
         progress: as in `loop.fit`.
@@ -133,7 +137,7 @@ def optimise(
             progress(last, info)
             if last % schedule.period and last < schedule.num_steps:
                 continue
-            row = {"step": last, **_mean(infos), **(evaluate(state) if evaluate else {})}
+            row = {"step": last, **_mean(infos), **(evaluate(state) if evaluate else {}), **record(state)}
             infos = []
             history.append(row)
             on_row(row)
@@ -141,7 +145,7 @@ def optimise(
             # Before the judgement: a kill leads back to the newest checkpoint and to the best of its time.
             _prune(folder, schedule.keep, int(now.best_step))
             if evaluate:
-                now = _judge(schedule.plateau, now, row)
+                now = _judge(schedule, now, row)
             now = now._replace(seconds=scalar(before + time.monotonic() - begin))
             _write_history(folder, history)  # before the checkpoint: rows beyond the newest one are dropped
             wait = checkpoint.save_async(_checkpoint(folder, last), now)
@@ -221,13 +225,13 @@ def _resume(folder, like):
     return now, rows
 
 
-def _judge(plateau, now, row):
+def _judge(schedule, now, row):
     """Best score and learning-rate factor after an evaluation."""
-    score = np.float32(row[SCORE])
+    score = np.float32(MONITORS[schedule.monitor] * row[schedule.monitor])
     if score < now.best_score:
         now = now._replace(best_score=np.asarray(score), best_step=np.asarray(row["step"], np.int32))
-    if plateau is not None:
-        _, reduced = plateau.update({}, now.plateau, value=score)
+    if schedule.plateau is not None:
+        _, reduced = schedule.plateau.update({}, now.plateau, value=score)
         state = optimizers.set_factor(now.state, reduced.scale)
         now = now._replace(plateau=reduced, state=state)
     return now
@@ -239,7 +243,7 @@ def _reason(schedule, step, now):
         return "all steps taken"
     waited = (step - int(now.best_step)) // schedule.period
     if schedule.patience is not None and waited >= schedule.patience:
-        return f"no better {SCORE} in {schedule.patience} evaluations"
+        return f"no better {schedule.monitor} in {schedule.patience} evaluations"
     return ""
 
 

@@ -157,6 +157,7 @@ def build(config: Config, found: Dataset) -> Setup:
         models.method,
         model=model,
         num_data=num_data,
+        x_shape=found.x_train.shape[1:],
         posterior=config.posterior,
         estimator=config.estimator,
         num_samples=config.num_samples,

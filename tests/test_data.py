@@ -101,3 +101,24 @@ def test_unsound_data_are_told_in_one_line(name):
 def test_unsound_targets_of_a_regression():
     with pytest.raises(UserError, match="NaN or infinite"):
         data.check(dataset(num_classes=0, y_train=with_value(6, np.inf)))
+
+
+def test_a_limit_takes_some_of_each_part_in_their_order():
+    whole = data.load(data.Options())
+    some = data.load(data.Options(limit=200))
+    assert (len(some.x_train), len(some.x_test), some.x_val) == (200, 200, None)
+    assert some.description.endswith("at most 200 of each part")
+    rows = [int(np.flatnonzero((whole.x_train == x).all((1, 2, 3)))[0]) for x in some.x_train]
+    assert rows == sorted(rows)
+    np.testing.assert_array_equal(some.y_train, whole.y_train[rows])
+    assert [whole.ids["train"][row] for row in rows] == list(some.ids["train"])
+    assert set(np.unique(some.y_train)) == set(range(10))
+    other = data.load(data.Options(limit=200), seed=1)
+    assert not np.array_equal(other.x_train, some.x_train)
+    unchanged = data.load(data.Options(limit=10**6))
+    np.testing.assert_array_equal(unchanged.x_train, whole.x_train)
+
+
+def test_a_limit_that_leaves_one_class_is_refused():
+    with pytest.raises(UserError, match="one class only"):
+        data.load(data.Options(limit=1))

@@ -224,6 +224,13 @@ def test_an_ensemble_is_scored_by_the_mean_of_its_members(tmp_path):
     assert outcome.history[-1]["val_accuracy"] == np.mean(probs.argmax(1) == found.y_val)
 
 
+def test_the_history_tells_the_standard_deviation_of_every_layer(tmp_path):
+    outcome, _ = train(tmp_path, images(), method="vi", record_std=True)
+    names = {f"std_Dense_{i}_{leaf}" for i in range(2) for leaf in ("kernel", "bias")}
+    assert names <= set(outcome.history[-1])
+    assert 0 < outcome.history[0]["std_Dense_0_kernel"] < 0.1
+
+
 # --- pretrained ------------------------------------------------------------------------------------------
 
 

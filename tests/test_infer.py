@@ -13,7 +13,7 @@ from problems import estimator_names, linear
 from scipy.stats import chisquare
 
 from bnn_jax import chains, diagnostics, ensemble, estimators, loop, objectives, parts, trees
-from bnn_jax.infer import hmc, nuts, vi
+from bnn_jax.infer import dropout, hmc, nuts, vi
 from bnn_jax.infer import map as map_
 from bnn_jax.likelihoods import gaussian
 from bnn_jax.posteriors import mean_field
@@ -291,6 +291,69 @@ def test_errors(problem):
         nuts.build(log_joint, scale, 10, max_tree_depth=0)
 
 
+def test_dropout_reaches_its_ridge_regression(problem):
+    """E_z |y - X (z w) / (1 - p)|^2 = |y - X w|^2 + p / (1 - p) sum_j w_j^2 |x_j|^2; the prior likewise."""
+    p, (x, y) = 0.3, problem.batch
+    algorithm = dropout.build(target(problem), (("data",), ()), 40, adam(0.03, 6000), rate=p)
+    state, _ = loop.fit(
+        jax.random.key(0),
+        algorithm,
+        problem.params(np.zeros(3)),
+        problem.batch,
+        num_steps=6000,
+        batch_size=40,
+        chunk_size=1000,
+    )
+    gram, decay = x.T @ x, problem.sigma**2 / problem.std**2 / (1 - p)
+    ridge = gram + p / (1 - p) * np.diag(np.diag(gram)) + decay * np.eye(3)
+    np.testing.assert_allclose(np.ravel(state.params["kernel"]), np.linalg.solve(ridge, x.T @ y), rtol=0.03)
+
+
+def test_dropout_without_rate_is_map(problem):
+    settings = (40, optax.adam(0.05))
+    plain = map_.build(target(problem), *settings)
+    dropped = dropout.build(target(problem), (("data",), ()), *settings, rate=0.0)
+    fit = lambda algorithm: (
+        loop.fit(
+            jax.random.key(0),
+            algorithm,
+            problem.params(np.ones(3)),
+            problem.batch,
+            num_steps=20,
+            batch_size=10,
+        )[0].params
+    )
+    jax.tree.map(np.testing.assert_array_equal, fit(plain), fit(dropped))
+
+
+def test_dropout_drops_whole_units_of_all_layers_but_the_first():
+    params = {
+        "Conv_0": {"kernel": jnp.ones((2, 2, 1, 3)), "bias": jnp.ones(3)},
+        "inner": {"Conv_1": {"kernel": jnp.ones((2, 2, 400, 3))}},
+        "Dense_0": {"kernel": jnp.ones((400, 5)), "bias": jnp.ones(5)},
+    }
+    layers = (("Conv_0",), ("inner", "Conv_1"), ("Dense_0",))
+    algorithm = dropout.build(None, layers, 1, optax.sgd(0.1), rate=0.25)
+    draw = algorithm.sample(jax.random.key(0), algorithm.init(jax.random.key(0), params))
+    jax.tree.map(np.testing.assert_array_equal, draw["Conv_0"], params["Conv_0"])
+    np.testing.assert_array_equal(draw["Dense_0"]["bias"], params["Dense_0"]["bias"])
+    masks = []
+    for kernel in (draw["inner"]["Conv_1"]["kernel"], draw["Dense_0"]["kernel"]):
+        kept = np.asarray(kernel) > 0
+        units = np.moveaxis(kept, -2, 0).reshape(400, -1)
+        assert (units.all(1) | ~units.any(1)).all()
+        np.testing.assert_allclose(np.asarray(kernel)[kept], 1 / 0.75, rtol=1e-6)
+        assert abs(units.all(1).mean() - 0.75) < SIGMAS * np.sqrt(0.25 * 0.75 / 400)
+        masks.append(units.all(1))
+    assert not np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
+def test_a_rate_of_dropout_that_is_none(rate):
+    with pytest.raises(UserError, match=r"the rate of dropout must lie in \[0, 1\), not"):
+        dropout.build(None, (), 1, optax.sgd(0.1), rate=rate)
+
+
 # Conformance: every file in bnn_jax/infer, built from what scripts offer.
 
 
@@ -319,6 +382,7 @@ def offered_methods() -> dict[str, Algorithm]:
         "log_joint": target(problem),
         "elbo": objectives.elbo(estimator, family, prior, likelihood, 40),
         "num_data": 40,
+        "layers": (("data",), ()),  # the problem's only layer as a second one, which dropout drops
         "optimizer": optax.adam(0.01),
         "num_warmup": 2,
         "num_steps": 10,

@@ -235,3 +235,20 @@ def test_max_pool_passes_nan_on():
         x = np.zeros((1, 2, 2, 1), np.float32)
         x[(0, *place, 0)] = np.nan
         assert np.isnan(ops.max_pool(jnp.asarray(x))).all()
+
+
+def test_layers_come_in_the_order_of_their_calls():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            first = nn.Dense(2, name="z")
+            x = first(first(x))  # twice: named once
+            return nn.Dense(1, name="a")(Inner(name="m")(nn.LayerNorm()(x)))
+
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(3, (1,), name="c")(x)
+
+    assert ops.layers(Net(), (4, 2)) == (("z",), ("m", "c"), ("a",))
+    assert ops.layers(nn.Dense(3), (5,)) == ((),)

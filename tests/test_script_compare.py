@@ -129,9 +129,12 @@ def medmnist(path, **changed):
 # What a user may do wrong -> what the one line must say.
 NAN = np.full((40, 12, 12), np.nan, np.float32)
 WRONG = {
-    "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from convnet, digits, lenet"),
+    "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from blocks, conv1d, convnet"),
     "dataset": (["--dataset", "cifar11"], "the data set cifar11 is not prepared"),
-    "method": (["--methods", "map", "gibbs"], "unknown method 'gibbs': choose from hmc, map, nuts, vi"),
+    "method": (
+        ["--methods", "map", "gibbs"],
+        "unknown method 'gibbs': choose from dropout, hmc, map",
+    ),
     "prior": (["--prior", "flat"], "unknown prior 'flat': choose from fan_in, isotropic"),
     "posterior": (["--posterior", "flow"], "unknown posterior 'flow': choose from mean_field"),
     "estimator": (["--estimator", "magic"], "unknown estimator 'magic': choose from sampling"),

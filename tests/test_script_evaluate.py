@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
-from problems import load_script
 from test_data_catalogue import IMAGE, png, tensor, write
 from test_script_train import medmnist, table
 
 from bnn_jax import corruptions, data, experiment, predict, regression_scores, runs, scores, trained
+from bnn_jax.commands import evaluate
+from bnn_jax.commands import train as train_command
 from bnn_jax.report import dataset, evaluation
 from bnn_jax.types import UserError
 
@@ -36,9 +37,6 @@ def compiled_once(quick_compile):
         yield
 
 
-SCRIPT = load_script("evaluate")
-
-
 def train(*arguments):
     arguments = (
         "--net",
@@ -51,18 +49,18 @@ def train(*arguments):
         "0.02",
         *arguments,
     )
-    load_script("train").main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
+    train_command.main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
 
 
 def call(*arguments):
     """Evaluate; the file, in which NaN is no number."""
-    config = tyro.cli(SCRIPT.Config, args=[*map(str, arguments)])
-    SCRIPT.main(config)
+    config = tyro.cli(evaluate.Config, args=[*map(str, arguments)])
+    evaluate.main(config)
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
 
-    return json.loads((config.run / SCRIPT.RESULT).read_text(), parse_constant=refuse)
+    return json.loads((config.run / evaluate.RESULT).read_text(), parse_constant=refuse)
 
 
 def predictions(run, part="test", num_draws=DRAWS):
@@ -164,10 +162,10 @@ def test_rules_come_from_validation_data(run, tmp_path):
 
 def test_the_same_command_gives_the_same_file(run):
     call(run, *FAST)
-    before = (run / SCRIPT.RESULT).read_bytes()
-    (run / SCRIPT.RESULT).unlink()
+    before = (run / evaluate.RESULT).read_bytes()
+    (run / evaluate.RESULT).unlink()
     call(run, *FAST)
-    assert (run / SCRIPT.RESULT).read_bytes() == before
+    assert (run / evaluate.RESULT).read_bytes() == before
 
 
 def test_everything_at_once(run, place, monkeypatch, capsys):
@@ -417,10 +415,10 @@ def test_other_data_are_taken_as_the_run_saw_its_own(run, place, monkeypatch):
         )
 
     monkeypatch.setattr(data, "load", load)
-    config = SCRIPT.Config(run, ood_dataset="folder")
+    config = evaluate.Config(run, ood_dataset="folder")
     here = loaded._replace(config=loaded.config.__class__(data_dir=place))
     for shape, size in (((8, 8, 1), 8), ((8, 6, 3), None), ((4,), None)):
-        other = SCRIPT.foreign(config, here._replace(data={"x_shape": list(shape)}))
+        other = evaluate.foreign(config, here._replace(data={"x_shape": list(shape)}))
         wanted = (0.25 - loaded.scaling.shift.item()) / loaded.scaling.scale.item()
         np.testing.assert_allclose(other, np.full((3, *shape), wanted), rtol=1e-5)
         channels = shape[2] if len(shape) == 3 else None

@@ -16,6 +16,7 @@ from PIL import Image
 from problems import load_script
 
 from bnn_jax import data, experiment, pixels, predict, settings, trained
+from bnn_jax.commands import train as train_command
 from bnn_jax.report import prediction
 from bnn_jax.types import UserError
 
@@ -40,7 +41,7 @@ SCRIPT = load_script("predict")
 
 def train(*arguments):
     arguments = ("--net", "mlp", "--steps", "4", "--batch-size", "8", "--learning-rate", "0.01", *arguments)
-    load_script("train").main(tyro.cli(experiment.Config, args=[str(a) for a in arguments]))
+    train_command.main(tyro.cli(experiment.Config, args=[str(a) for a in arguments]))
 
 
 def call(*arguments):

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 import tyro
-from problems import load_script
 
 from bnn_jax import checkpoint, experiment, trained
+from bnn_jax.commands import train as train_command
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -140,7 +140,10 @@ TABLE = ["--dataset", "table", "--path", "a.csv", "--net", "mlp", "--batch-size"
 HMC = [*IMAGES, "--method", "hmc"]
 WRONG = {
     "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from"),
-    "method": ([*IMAGES, "--method", "gibbs"], "unknown method 'gibbs': choose from hmc, map, nuts, vi"),
+    "method": (
+        [*IMAGES, "--method", "gibbs"],
+        "unknown method 'gibbs': choose from dropout, hmc, map",
+    ),
     "optimizer": ([*IMAGES, "--optimizer", "adan2"], "unknown optimizer 'adan2': choose from"),
     "schedule": ([*IMAGES, "--schedule", "linear"], "unknown schedule 'linear': choose from cosine"),
     "prior": ([*IMAGES, "--prior", "flat"], "unknown prior 'flat'"),
@@ -165,6 +168,9 @@ WRONG = {
         "need a validation part; the data set digits has",
     ),
     "no validation 2": (["--net", "digits", "--plateau-patience", "3"], "need a validation part"),
+    "monitor": ([*IMAGES, "--monitor", "val_rmse"], "--monitor must be val_nll or val_accuracy for a, not"),
+    "limit": ([*IMAGES, "--limit", "0"], "--limit must be at least 1, not 0"),
+    "record": ([*IMAGES, "--method", "map", "--record-std"], "variational posteriors; map has none"),
     "batch": ([*IMAGES, "--batch-size", "41"], "between 1 and the 40 training examples, not 41"),
     "no batch": ([*IMAGES, "--batch-size", "-1"], "--batch-size must be at least 1, not -1"),
     "rate": ([*IMAGES, "--learning-rate", "-1"], "learning rate must be a positive number, not -1.0"),
@@ -206,8 +212,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def train():
-    module = load_script("train")
-    return lambda *arguments: module.main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
+    return lambda *arguments: train_command.main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ def build(method: str, estimator="sampling", strategy=None, num_warmup=0) -> Alg
     estimate = estimators.build(estimator, NET, FAMILY, 4, strategy)
     offered = dict(
         num_data=N,
+        layers=ops.layers(NET, DATA.x.shape[1:]),
         log_joint=objectives.log_joint(ops.apply_fn(NET), PRIOR, LIKELIHOOD, N),
         elbo=objectives.elbo(estimate, FAMILY, PRIOR, LIKELIHOOD, N),
         posterior=FAMILY,

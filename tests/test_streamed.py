@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 import tyro
-from problems import load_script
 from test_data_catalogue import IMAGE, LABEL, pictures, stored, write
 
 from bnn_jax import checkpoint, data, experiment, predict, streamed, trained
+from bnn_jax.commands import evaluate
+from bnn_jax.commands import train as train_command
 from bnn_jax.report import dataset, evaluation
 from bnn_jax.types import UserError
 
@@ -64,11 +65,8 @@ def root(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("tfds"))
 
 
-TRAIN, EVALUATE = load_script("train"), load_script("evaluate")
-
-
 def train(*arguments):
-    TRAIN.main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
+    train_command.main(tyro.cli(experiment.Config, args=[*map(str, arguments)]))
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +189,8 @@ def test_it_judges_as_one_in_memory(runs):
     results = []
     for name in ("disk", "memory"):
         settings = ("--num-draws", "5", "--num-bootstrap", "30", "--corruptions")
-        EVALUATE.main(tyro.cli(EVALUATE.Config, args=[str(runs / name), *settings]))
-        results.append(json.loads((runs / name / EVALUATE.RESULT).read_text()))
+        evaluate.main(tyro.cli(evaluate.Config, args=[str(runs / name), *settings]))
+        results.append(json.loads((runs / name / evaluate.RESULT).read_text()))
         del results[-1]["config"], results[-1]["environment"], results[-1]["data"]["description"]
     assert {"nll", "threshold", "temperature", "referral_uncertainty"} <= set(results[0])
     (ones, form), (others, other_form) = map(jax.tree.flatten, results)

@@ -1,4 +1,4 @@
-"""benchmarks/study.py: every study is sound, its commands give its settings, its page is exact."""
+"""Studies: every script is sound, its commands give its settings, its page is exact."""
 
 import dataclasses
 import json
@@ -11,14 +11,15 @@ import pytest
 import tyro
 from problems import load_script
 
-from bnn_jax import experiment, regression_scores, runs, scores
+from bnn_jax import experiment, regression_scores, runs, scores, study
+from bnn_jax.commands import evaluate, train
+from bnn_jax.report import study_page
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 
 
-STUDY = load_script("study", "benchmarks")
-NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py"))
+NAMES = sorted(path.stem for path in (ROOT / "scripts" / "studies").glob("*.py"))
 PROBS = np.array([[0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
 CLASSES = {*scores.classification(PROBS, [0, 1, 0]), "aurc", "temperature", "threshold"}
 NUMBERS = set(regression_scores.regression(np.zeros((1, 3)), np.ones((1, 3)), np.zeros(3)))
@@ -26,37 +27,40 @@ NUMBERS = set(regression_scores.regression(np.zeros((1, 3)), np.ones((1, 3)), np
 # every study
 
 
+def load(name):
+    return load_script(name, "scripts/studies").STUDY
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_has_what_it_promises(name):
-    study = STUDY.load(name)
-    title, blank, text = study.__doc__.strip().split("\n", 2)
+    found = load(name)
+    assert found.name == name
+    title, blank, text = found.text.strip().split("\n", 2)
     assert title.endswith(".")
     assert blank == ""
     assert text.strip()
-    settings = [config for configs in study.RUNS.values() for config in configs]
-    assert all(study.RUNS.values())
-    assert all(isinstance(config, experiment.Config) for config in settings)
-    assert all(config.out is None and config.data_dir is None for config in settings)
-    assert isinstance(study.REFERRAL, bool)
-    script = STUDY.script("evaluate")
-    script.Config(run=Path(), **study.EVALUATE)
-    known = (NUMBERS if settings[0].dataset == "table" else CLASSES) | {"seconds"}
-    assert study.COLUMNS
-    assert set(study.COLUMNS) <= known
-    for label, published in study.PUBLISHED.items():
-        assert label not in study.RUNS
+    for quick in (False, True):
+        configs = [config for all_ in study.planned(found, quick).values() for config in all_]
+        assert all(config.out is None and config.data_dir is None for config in configs)
+    assert all(found.runs.values())
+    evaluate.Config(run=Path(), **{**found.evaluate, **found.quick_evaluate})
+    known = (NUMBERS if configs[0].dataset == "table" else CLASSES) | {"seconds"}
+    assert found.columns
+    assert set(found.columns) <= known
+    for label, published in found.published.items():
+        assert label not in found.runs
         assert published
-        assert set(published) <= set(study.COLUMNS), label
+        assert set(published) <= set(found.columns), label
         assert all(isinstance(value, float) for value in published.values())
-    places = {STUDY.folder(STUDY.Config(name), label, i) for label in study.RUNS for i in range(2)}
-    assert len(places) == 2 * len(study.RUNS)
+    places = {study.run_folder(Path("x"), label, i) for label in found.runs for i in range(2)}
+    assert len(places) == 2 * len(found.runs)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_of_a_study_give_its_settings(name):
-    for configs in STUDY.load(name).RUNS.values():
+    for configs in load(name).runs.values():
         for config in configs:
-            assert parsed(STUDY.command(config)) == config
+            assert parsed(study.command(config)) == config
 
 
 def parsed(command):
@@ -76,8 +80,8 @@ def test_any_settings_are_told_by_their_command():
         out=Path("somewhere"),
         data_dir=Path("data"),
     )
-    assert parsed(STUDY.command(config)) == dataclasses.replace(config, out=None, data_dir=None)
-    assert STUDY.command(experiment.Config()) == "python scripts/train.py"
+    assert parsed(study.command(config)) == dataclasses.replace(config, out=None, data_dir=None)
+    assert study.command(experiment.Config()) == "python scripts/train.py"
 
 
 # the page
@@ -85,15 +89,15 @@ def test_any_settings_are_told_by_their_command():
 
 def test_a_cell_exactly():
     one = [{"nll": 0.25, "nll_interval": [0.2, 0.3125], "seconds": 12.6, "ece": 0.1}]
-    assert STUDY.cell(one, "nll") == "0.250 (0.200 to 0.312)"
-    assert STUDY.cell(one, "seconds") == "13"
-    assert STUDY.cell(one, "ece") == "0.100"
-    assert STUDY.cell(one, "auroc") == "-"
+    assert study_page.cell(one, "nll") == "0.250 (0.200 to 0.312)"
+    assert study_page.cell(one, "seconds") == "13"
+    assert study_page.cell(one, "ece") == "0.100"
+    assert study_page.cell(one, "auroc") == "-"
     # 1, 2, 4: mean 7/3, variance ((4/3)^2 + (1/3)^2 + (5/3)^2) / 2 = 7/3, error sqrt(7/9)
     several = [{"rmse": 1.0, "seconds": 10}, {"rmse": 2.0, "seconds": 10}, {"rmse": 4.0, "seconds": 10}]
-    assert STUDY.cell(several, "rmse") == "2.333 ± 0.882"
-    assert STUDY.cell(several, "seconds") == "10 ± 0"
-    assert STUDY.cell([{}, *one], "nll") == "0.250 (0.200 to 0.312)"  # one of two runs has it
+    assert study_page.cell(several, "rmse") == "2.333 ± 0.882"
+    assert study_page.cell(several, "seconds") == "10 ± 0"
+    assert study_page.cell([{}, *one], "nll") == "0.250 (0.200 to 0.312)"  # one of two runs has it
 
 
 ENVIRONMENT = {"num_cores": 2, "platform": "cpu", "python": "3.11.1", "jax": "0.10.2", "git_commit": "abc"}
@@ -111,16 +115,19 @@ def result(nll, num_draws=100, **changed):
 
 
 def made(**changed):
-    """A study as its module would be."""
-    parts = {
-        "__doc__": "Toys: two methods.\n\nOn toys. Nothing else.\n",
-        "COLUMNS": ("nll", "coverage_95", "seconds"),
-        "PUBLISHED": {"theirs, [x](y)": {"nll": 0.037}},
-        "REFERRAL": True,
-        "RUNS": {"MAP": [experiment.Config(method="map")], "VI, 2": [experiment.Config(seed=1)]},
-        "EVALUATE": {"num_draws": 3},
-    }
-    return types.SimpleNamespace(**parts | changed)
+    """A study as its script would be."""
+    given = study.Study(
+        script=Path("scripts/studies/toys.py"),
+        text="Toys: two methods.\n\nOn toys. Nothing else.\n",
+        runs={"MAP": [experiment.Config(method="map")], "VI, 2": [experiment.Config(seed=1)]},
+        columns=("nll", "coverage_95", "seconds"),
+        evaluate={"num_draws": 3},
+        published={"theirs, [x](y)": {"nll": 0.037}},
+        referral=True,
+        quick={"steps": 4},
+        quick_evaluate={"num_draws": 2},
+    )
+    return given._replace(**changed)
 
 
 def record(**methods):
@@ -129,7 +136,7 @@ def record(**methods):
 
 
 def test_a_page_exactly():
-    page = STUDY.markdown("toys", made(), record(MAP=[result(0.3, num_draws=1)], VI=[result(0.2)]))
+    page = study_page.markdown(made(), record(MAP=[result(0.3, num_draws=1)], VI=[result(0.2)]))
     assert (
         page
         == """# Toys: two methods
@@ -150,12 +157,12 @@ Python 3.11.1, jax 0.10.2, commit abc.
 
 Accuracy and recall of the images that are still answered, by the share that is referred.
 
-| | 0% | 5% |
+|  | 0% | 5% |
 | --- | ---: | ---: |
 | MAP | 0.750, 0.500 | 1.000, - |
 | VI | 0.750, 0.500 | 1.000, - |
 
-Everything on this page by `python benchmarks/study.py toys`; single runs by
+Everything on this page by `python scripts/studies/toys.py`; single runs by
 
 ```text
 the command of MAP
@@ -168,15 +175,15 @@ the command of VI
 def test_a_page_of_several_runs_on_several_data_and_machines():
     other = {"data": DATA | {"num_test": 7}, "environment": ENVIRONMENT | {"platform": "gpu"}}
     both = record(A=[result(0.3), result(0.5)], B=[result(0.1, **other), result(0.2, **other)])
-    page = STUDY.markdown("toys", made(REFERRAL=False), both)
+    page = study_page.markdown(made(referral=False), both)
     assert "| **A** | 0.400 ± 0.100 | 0.960 ± 0.000 | 12 ± 0 |" in page
-    assert "after ±: mean ± standard error over the splits. " in page
+    assert "after ±: mean ± standard error over folds or seeds. " in page
     assert "524 validation and 624 test examples, or 4,708 training, 524 validation and 7 test" in page
     assert "on 2 cores (cpu), Python 3.11.1, jax 0.10.2, commit abc; 2 cores (gpu), " in page
     assert "doctor" not in page
     rows = [{**REFERRAL[0], "accuracy": 0.25}, {**REFERRAL[1], "recall": 0.5}]
     changed = record(A=[result(0.3), result(0.5, referral=rows)])
-    assert "| A | 0.500, 0.500 | 1.000, 0.500 |" in STUDY.markdown("toys", made(), changed)
+    assert "| A | 0.500, 0.500 | 1.000, 0.500 |" in study_page.markdown(made(), changed)
 
 
 def test_the_arrows_are_right():
@@ -187,9 +194,9 @@ def test_the_arrows_are_right():
         "accuracy", "balanced_accuracy", "recall", "specificity", "precision", "f1", "auroc",
         "average_precision",
     }  # fmt: skip
-    assert {name for name, arrow in STUDY.BETTER.items() if arrow == "↓"} == down
-    assert {name for name, arrow in STUDY.BETTER.items() if not arrow} == neither
-    assert not set(STUDY.BETTER) & up
+    assert {name for name, arrow in study_page.BETTER.items() if arrow == "↓"} == down
+    assert {name for name, arrow in study_page.BETTER.items() if not arrow} == neither
+    assert not set(study_page.BETTER) & up
 
 
 # running one
@@ -197,12 +204,11 @@ def test_the_arrows_are_right():
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """A study `toys` in a project of its own, whose scripts only note what they are asked."""
-    (tmp_path / "benchmarks" / "studies").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "studies" / "toys.py").touch()
+    """A study `toys` in a project of its own, whose commands only note what they are asked."""
     asked = []
 
-    def train(settings):
+    def fake_train(settings, found):
+        assert found == ("data", settings.seed)
         asked.append(settings)
         settings.out.mkdir(parents=True, exist_ok=True)
         if settings.method == "map":
@@ -212,37 +218,31 @@ def toys(tmp_path, monkeypatch):
             (settings.out / "map").mkdir(exist_ok=True)
             runs.write_json(settings.out / "map" / "outcome.json", {"seconds": 4.0})
 
-    def evaluate(run, data_dir, num_draws):
+    def fake_evaluate(given, found):
         settings = asked[-1]
-        assert settings.out == run
-        assert settings.data_dir == data_dir
+        assert (settings.out, settings.data_dir) == (given.run, given.data_dir)
         config = runs.as_config(settings, leave_out=("out",))
-        told = {"config": config, "evaluation": {"num_draws": num_draws, "recall": None}}
-        found = result(0.25, num_draws, **told, corruptions={"blur": []})
-        runs.write_json(run / "evaluation.json", {k: v for k, v in found.items() if k != "seconds"})
+        told = {"config": config, "evaluation": runs.as_config(given, leave_out=("run", "data_dir"))}
+        scored = result(0.25, given.num_draws, **told, corruptions={"blur": []})
+        runs.write_json(given.run / "evaluation.json", {k: v for k, v in scored.items() if k != "seconds"})
 
-    scripts = {
-        "train": types.SimpleNamespace(main=train),
-        "evaluate": types.SimpleNamespace(
-            main=lambda config: config(), Config=lambda **k: lambda: evaluate(**k)
-        ),
-    }
-    study = made()
-    monkeypatch.setattr(STUDY, "ROOT", tmp_path)
-    monkeypatch.setattr(STUDY, "script", scripts.__getitem__)
-    monkeypatch.setattr(STUDY, "_module", lambda name, path: study)
-    settings = STUDY.Config("toys", out=tmp_path / "runs", data_dir=tmp_path / "data")
-    return types.SimpleNamespace(root=tmp_path, asked=asked, study=study, settings=settings)
+    monkeypatch.setattr(train, "main", fake_train)
+    monkeypatch.setattr(evaluate, "main", fake_evaluate)
+    monkeypatch.setattr(experiment, "load_data", lambda config: ("data", config.seed))
+    found = made(script=tmp_path / "scripts" / "studies" / "toys.py")
+    options = study.Options(out=tmp_path / "runs", data_dir=tmp_path / "data")
+    return types.SimpleNamespace(root=tmp_path, asked=asked, study=found, options=options)
 
 
-def test_a_study_runs_what_is_missing_and_writes_its_table_when_all_is_there(toys, capsys):
+def test_a_study_runs_what_is_missing_and_writes_its_page_when_all_is_there(toys, capsys):
     page = toys.root / "docs" / "studies" / "toys.md"
+    table = dataclasses.replace(toys.options, table=True)
     with pytest.raises(UserError, match="no results of toys yet: run it without --table"):
-        STUDY.main(dataclasses.replace(toys.settings, table=True))
-    STUDY.main(dataclasses.replace(toys.settings, only=("VI, 2",)))
-    assert "still missing: MAP; no table yet" in capsys.readouterr().out
+        study.main(toys.study, table)
+    study.main(toys.study, dataclasses.replace(toys.options, only=("VI, 2",)))
+    assert "still missing: MAP; no page yet" in capsys.readouterr().out
     assert not page.exists()
-    STUDY.main(toys.settings)
+    study.main(toys.study, toys.options)
     assert [settings.method for settings in toys.asked] == ["vi", "map"]
     assert toys.asked[0].out == toys.root / "runs" / "toys" / "vi--2-0"
     kept = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())
@@ -253,36 +253,74 @@ def test_a_study_runs_what_is_missing_and_writes_its_table_when_all_is_there(toy
     assert "| **VI, 2** | 0.250 (0.150 to 0.350) | 0.960 | 9 |" in page.read_text()
     before = page.read_text()
     page.unlink()
-    STUDY.main(dataclasses.replace(toys.settings, table=True))
+    study.main(toys.study, table)
     assert page.read_text() == before
-    STUDY.main(toys.settings)
+    study.main(toys.study, toys.options)
     assert len(toys.asked) == 2
+
+
+def test_quick_leaves_the_committed_page_alone(toys):
+    study.main(toys.study, dataclasses.replace(toys.options, quick=True))
+    assert [(settings.method, settings.steps) for settings in toys.asked] == [("map", 4), ("vi", 4)]
+    assert not (toys.root / "docs").exists()
+    where = toys.root / "runs" / "toys"
+    assert json.loads((where / "results.json").read_text())["methods"]["MAP"]["runs"][0]["num_draws"] == 2
+    assert "# Toys" in (where / "toys.md").read_text()
+    default = dataclasses.replace(toys.options, out=None)
+    assert study.folder(toys.study, default) == Path("runs/studies/toys")
+    assert study.folder(toys.study, dataclasses.replace(default, quick=True)) == Path("runs/quick/toys")
+
+
+def test_what_goes_beyond_scores_is_recorded_and_shown(toys):
+    def analyse(folders, pictures, quick):
+        assert folders["VI, 2"] == [toys.root / "runs" / "toys" / "vi--2-0"]
+        assert pictures.is_dir()
+        (pictures / "curve.png").write_bytes(b"")
+        return {"slope": 3, "quick": quick}
+
+    sections = lambda found: [f"The slope is {found['slope']}.", ""]
+    deeper = toys.study._replace(analyse=analyse, sections=sections)
+    study.main(deeper, toys.options)
+    page = toys.root / "docs" / "studies" / "toys.md"
+    assert (toys.root / "docs" / "studies" / "toys" / "curve.png").exists()
+    assert "\nThe slope is 3.\n\nEverything on this page" in page.read_text()
+    record = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())
+    assert record["analysis"] == {"slope": 3, "quick": False}
 
 
 def test_runs_of_a_study_that_was_changed_are_refused(toys):
     """A table must not put new settings beside scores of old ones; where the data lie may change."""
-    STUDY.main(toys.settings)
-    STUDY.main(dataclasses.replace(toys.settings, data_dir=None))
-    toys.study.RUNS["MAP"] = [experiment.Config(method="map", epochs=3, beta=0.5)]
+    study.main(toys.study, toys.options)
+    study.main(toys.study, dataclasses.replace(toys.options, data_dir=None))
+    changed = {**toys.study.runs, "MAP": [experiment.Config(method="map", epochs=3, beta=0.5)]}
     before = (toys.root / "docs" / "results" / "toys.json").read_bytes()
     with pytest.raises(UserError, match=r"map-0 was trained with other settings \(epochs, beta\)") as caught:
-        STUDY.main(toys.settings)
+        study.main(toys.study._replace(runs=changed), toys.options)
     assert "\n" not in str(caught.value)
     assert (toys.root / "docs" / "results" / "toys.json").read_bytes() == before
 
 
 def test_a_study_that_judges_differently_now_judges_again(toys):
-    STUDY.main(toys.settings)
-    toys.study.EVALUATE = {"num_draws": 7}
-    STUDY.main(dataclasses.replace(toys.settings, only=("MAP",)))
-    kept = json.loads((toys.settings.out / "toys" / "map-0" / "evaluation.json").read_text())
+    study.main(toys.study, toys.options)
+    deeper = toys.study._replace(evaluate={"num_draws": 7})
+    study.main(deeper, dataclasses.replace(toys.options, only=("MAP",)))
+    kept = json.loads((toys.root / "runs" / "toys" / "map-0" / "evaluation.json").read_text())
     assert kept["evaluation"]["num_draws"] == kept["num_draws"] == 7
     assert [settings.method for settings in toys.asked] == ["map", "vi", "map"]
 
 
-def test_unknown_names_are_told_in_one_line(toys):
-    with pytest.raises(UserError, match=r"^unknown study 'minst': choose from toys$"):
-        STUDY.main(STUDY.Config("minst"))
+def test_unknown_labels_are_told_in_one_line(toys):
     with pytest.raises(UserError, match=r"^toys has no run VI: choose from MAP, VI, 2$"):
-        STUDY.main(dataclasses.replace(toys.settings, only=("VI", "MAP")))
+        study.main(toys.study, dataclasses.replace(toys.options, only=("VI", "MAP")))
     assert not toys.asked
+
+
+def test_data_are_read_once_for_neighbours_and_again_for_others(monkeypatch):
+    read = []
+    monkeypatch.setattr(experiment, "load_data", lambda config: read.append(config) or object())
+    kept = {}
+    first, same, other = (experiment.Config(method=m, fold=f) for m, f in (("map", 0), ("vi", 0), ("vi", 1)))
+    assert study._loaded(kept, first) is study._loaded(kept, same)
+    assert study._loaded(kept, other) is not study._loaded(kept, first)
+    assert read == [first, other, first]
+    assert study._loaded(kept, dataclasses.replace(first, stream=True)) is None

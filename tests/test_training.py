@@ -276,6 +276,19 @@ def test_early_stopping_that_never_comes_keeps_the_best_all_the_same(tmp_path):
     assert int(outcome.state.t) == 12
 
 
+def test_of_an_accuracy_the_highest_is_the_best(tmp_path):
+    scores = [0.5, 0.8, 0.7, 0.8, 0.6, 0.9]
+    evaluate = lambda state: {"val_nll": 0.0, "val_accuracy": scores[int(state.t) // PERIOD - 1]}
+    outcome = train(tmp_path, plan=schedule(patience=3, monitor="val_accuracy"), evaluate=evaluate)
+    assert (outcome.step, outcome.stopped) == (2 * PERIOD, "no better val_accuracy in 3 evaluations")
+
+
+def test_what_is_recorded_stands_in_the_history(tmp_path):
+    outcome = train(tmp_path, plan=schedule(8), record=lambda state: {"std_w": 0.5 * float(state.t)})
+    assert [row["std_w"] for row in outcome.history] == [2.0, 4.0]
+    assert "std_w" in (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
+
+
 def test_without_patience_the_last_state_is_kept(tmp_path):
     outcome = train(tmp_path, evaluate=scripted([1, 2, 3, 4, 5, 6]))
     assert outcome.step == int(outcome.state.t) == 24

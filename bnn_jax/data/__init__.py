@@ -39,6 +39,7 @@ class Options:
     target: str | None = None  # column of a table to predict; default: the last
     fold: int | None = None  # which of the splits that come with a table
     stream: bool = False  # read a prepared data set from disk during training, not into memory before
+    limit: int | None = None  # at most so many examples of each part, drawn at random, for a quick look
     skip_bad: bool = False  # leave out what cannot be read, and list it, instead of stopping
 
 
@@ -59,13 +60,34 @@ def load(options: Options, seed: int = 0) -> Dataset:
     takes = taken(options)
     if options.stream:
         raise UserError("--stream works in scripts/train.py alone: elsewhere data are read into memory")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {options.limit}")
     set_ = chosen(options, takes)
     root = data_dir(options)
     if "data_dir" in takes:
         set_["data_dir"] = root
     if "name" in takes:
         set_["name"] = options.dataset
-    return _loader(options)(path=find_path(options.path, root), seed=seed, **set_)
+    found = _loader(options)(path=find_path(options.path, root), seed=seed, **set_)
+    return found if options.limit is None else limited(found, options.limit, seed)
+
+
+def limited(found: Dataset, limit: int, seed: int = 0) -> Dataset:
+    """At most `limit` examples of each part, in their order; scaled as they were.
+
+    Raises:
+        UserError: so few that a class is missing from the training part.
+    """
+    taken, ids = {}, dict(found.ids)
+    for number, part in enumerate(splits.PARTS):
+        x, y = getattr(found, f"x_{part}"), getattr(found, f"y_{part}")
+        if x is not None and len(x) > limit:
+            rows = np.sort(np.random.default_rng((seed, number)).permutation(len(x))[:limit])
+            taken |= {f"x_{part}": x[rows], f"y_{part}": y[rows]}
+            if part in ids:
+                ids[part] = tuple(ids[part][row] for row in rows)
+    description = f"{found.description}; at most {limit:,} of each part"
+    return check(found._replace(**taken, ids=ids, description=description))
 
 
 def chosen(options: Options, takes: Collection[str]) -> dict[str, Any]:
@@ -74,7 +96,7 @@ def chosen(options: Options, takes: Collection[str]) -> dict[str, Any]:
     Raises:
         UserError: something that is not in `takes`.
     """
-    places = ("dataset", "path", "data_dir", "stream")
+    places = ("dataset", "path", "data_dir", "stream", "limit")
     fields = [field for field in dataclasses.fields(Options) if field.name not in places]
     set_ = {f.name: getattr(options, f.name) for f in fields if getattr(options, f.name) != f.default}
     for name in set_:

@@ -10,7 +10,8 @@ HMC starts two chains at MAP solutions.
 
 from pathlib import Path
 
-from bnn_jax.experiment import Config
+from bnn_jax.settings import Config
+from bnn_jax.study import Study, run
 
 _COMMON = dict(dataset="table", net="shallow", batch_size=64, learning_rate=1e-2, eval_every=1000)
 _TABLES = {"Boston": "bostonHousing", "concrete": "concrete", "yacht": "yacht"}
@@ -23,9 +24,6 @@ RUNS = {
     for name, file in _TABLES.items()
     for label, how in (("VI", _VI), ("HMC", _HMC))
 }
-EVALUATE = {"num_draws": 300, "num_bootstrap": 200}
-REFERRAL = False
-COLUMNS = ("rmse", "nll", "coverage_95", "interval_width_95", "seconds")
 _METHODS = ("PBP", "MC dropout", "deep ensemble")
 _FIGURES = {
     "Boston": ((3.01, 2.97, 3.28), (2.57, 2.46, 2.41)),
@@ -37,3 +35,16 @@ PUBLISHED = {
     for table, figures in _FIGURES.items()
     for method, rmse, nll in zip(_METHODS, *figures, strict=True)
 }
+STUDY = Study(
+    script=Path(__file__),
+    text=__doc__,
+    runs=RUNS,
+    columns=("rmse", "nll", "coverage_95", "interval_width_95", "seconds"),
+    evaluate={"num_draws": 300, "num_bootstrap": 200},
+    published=PUBLISHED,
+    quick=dict(steps=500, num_draws=100),
+    quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
+)
+
+if __name__ == "__main__":
+    run(STUDY)

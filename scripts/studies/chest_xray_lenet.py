@@ -11,7 +11,8 @@ and precision are those of the threshold whose recall on the validation images i
 
 from pathlib import Path
 
-from bnn_jax.experiment import Config
+from bnn_jax.settings import Config
+from bnn_jax.study import Study, run
 
 _COMMON = dict(
     dataset="folder",
@@ -19,7 +20,7 @@ _COMMON = dict(
     image_size=64,
     net="lenet",
     prior="isotropic",
-    epochs=40,
+    epochs=25,
     learning_rate=3e-3,
     rotation=10.0,
     shift=0.1,
@@ -29,13 +30,24 @@ _COMMON = dict(
 )
 _OFFICIAL = dict(split="given_test", ratios=(9.0, 1.0, 0.0), group_by=r"(person\d+_[a-z]+|IM-\d+)")
 _RANDOM = dict(split="random", ratios=(70.0, 15.0, 15.0))
-_VI = dict(method="vi", beta_warmup=500)
+_VI = dict(method="vi", estimator="sampling", beta_warmup=500)
 RUNS = {
     "official, MAP": [Config(method="map", **_OFFICIAL, **_COMMON)],
     "official, VI": [Config(**_VI, **_OFFICIAL, **_COMMON)],
     "random, VI": [Config(**_VI, **_RANDOM, **_COMMON)],
 }
-EVALUATE = {"num_draws": 100, "recall": 0.97}
-REFERRAL = True
-COLUMNS = ("auroc", "accuracy", "recall", "specificity", "precision", "nll", "ece", "aurc", "seconds")
 PUBLISHED = {"random, five blocks at 256 x 256, maximum likelihood": {"accuracy": 0.978, "recall": 0.979}}
+STUDY = Study(
+    script=Path(__file__),
+    text=__doc__,
+    runs=RUNS,
+    columns=("auroc", "accuracy", "recall", "specificity", "precision", "nll", "ece", "aurc", "seconds"),
+    evaluate={"num_draws": 100, "recall": 0.97},
+    published=PUBLISHED,
+    referral=True,
+    quick=dict(epochs=2, limit=500),
+    quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
+)
+
+if __name__ == "__main__":
+    run(STUDY)

@@ -11,7 +11,8 @@ published rows the decision is that of the most probable class.
 
 from pathlib import Path
 
-from bnn_jax.experiment import Config
+from bnn_jax.settings import Config
+from bnn_jax.study import Study, run
 
 _COMMON = dict(
     dataset="medmnist",
@@ -32,11 +33,22 @@ RUNS = {
     "VI": [Config(**_VI, **_COMMON)],
     "VI, 5 members": [Config(**_VI, members=5, **_COMMON)],
 }
-EVALUATE = {"num_draws": 100, "recall": 0.97}
-COLUMNS = ("auroc", "accuracy", "recall", "specificity", "precision", "nll", "ece", "aurc", "seconds")
-REFERRAL = True
 _SOURCE = "[MedMNIST v2](https://doi.org/10.1038/s41597-022-01721-8)"
 PUBLISHED = {
     f"ResNet-18 (28), {_SOURCE}": {"auroc": 0.944, "accuracy": 0.854},
     f"AutoML Vision, {_SOURCE}": {"auroc": 0.991, "accuracy": 0.946},
 }
+STUDY = Study(
+    script=Path(__file__),
+    text=__doc__,
+    runs=RUNS,
+    columns=("auroc", "accuracy", "recall", "specificity", "precision", "nll", "ece", "aurc", "seconds"),
+    evaluate={"num_draws": 100, "recall": 0.97},
+    published=PUBLISHED,
+    referral=True,
+    quick=dict(epochs=2, limit=2000),
+    quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
+)
+
+if __name__ == "__main__":
+    run(STUDY)

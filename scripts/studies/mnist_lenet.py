@@ -8,7 +8,8 @@ and N(0, 1 / fan-in). No augmentation. ECE in 15 equal-width bins.
 
 from pathlib import Path
 
-from bnn_jax.experiment import Config
+from bnn_jax.settings import Config
+from bnn_jax.study import Study, run
 
 _COMMON = dict(
     dataset="idx",
@@ -23,12 +24,22 @@ RUNS = {
     "MAP": [Config(method="map", **_COMMON)],
     "VI": [Config(method="vi", estimator="sampling", beta_warmup=1000, **_COMMON)],
 }
-EVALUATE = {"num_draws": 100}
-REFERRAL = False
-COLUMNS = ("nll", "accuracy", "ece", "brier", "seconds")
 _SOURCE = "[uncertainty-baselines](https://github.com/google/uncertainty-baselines)"
 PUBLISHED = {
     f"deterministic, {_SOURCE}": {"nll": 0.037, "accuracy": 0.991},
     f"VI, {_SOURCE}": {"nll": 0.048, "accuracy": 0.985, "ece": 0.010},
     f"ensemble of 10, {_SOURCE}": {"nll": 0.016, "accuracy": 0.994, "ece": 0.005},
 }
+STUDY = Study(
+    script=Path(__file__),
+    text=__doc__,
+    runs=RUNS,
+    columns=("nll", "accuracy", "ece", "brier", "seconds"),
+    evaluate={"num_draws": 100},
+    published=PUBLISHED,
+    quick=dict(epochs=2, limit=2000),
+    quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
+)
+
+if __name__ == "__main__":
+    run(STUDY)

@@ -1,0 +1,203 @@
+"""A study: the same data and question under several methods, from one command to its page.
+
+A study is a list of configurations of `scripts/train.py`, each label once a fold or seed; every run is
+trained and evaluated in a folder of its own, so that the same command continues what was interrupted. The
+page under docs/studies is made of the recorded results alone. What goes beyond scores (a picture, a table
+over several runs) is the study's own `analyse`, whose JSON and PNGs are recorded like the scores.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+
+from bnn_jax import cli, data, experiment, runs
+from bnn_jax.commands import evaluate, train
+from bnn_jax.report import study_page
+from bnn_jax.settings import FREE, Config
+from bnn_jax.types import Dataset, UserError
+
+RESULTS = "results.json"
+
+
+class Study(NamedTuple):
+    """What is compared."""
+
+    script: Path
+    text: str  # the page's title, an empty line, the question and what differs from the original
+    runs: Mapping[str, Sequence[Config]]  # label -> one a fold or seed
+    columns: Sequence[str]  # scores of the table
+    evaluate: Mapping[str, Any] = {}  # settings of scripts/evaluate.py
+    published: Mapping[str, Mapping[str, float]] = {}  # label -> scores that others report
+    referral: bool = False  # whether to show that table
+    quick: Mapping[str, Any] = {}  # settings of every run of `--quick`, which takes the first of each label
+    quick_evaluate: Mapping[str, Any] = {}
+    # (label -> its run folders, folder for PNGs, quick) -> JSON; what `sections` makes lines of the page from
+    analyse: Callable[[Mapping[str, Sequence[Path]], Path, bool], Any] | None = None
+    sections: Callable[[Any], Sequence[str]] = lambda found: []
+
+    @property
+    def name(self) -> str:
+        return self.script.stem
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line of every study."""
+
+    quick: bool = False  # everything once and small, in two minutes; the committed page stays as it is
+    out: Path | None = None  # where run folders go; default runs/studies, or runs/quick
+    data_dir: Path | None = None  # folder with raw data; default: the environment variable BNN_JAX_DATA
+    only: tuple[str, ...] = ()  # labels to run now; the page waits until all are there
+    table: bool = False  # train and judge nothing, only write the page again from the recorded results
+
+
+def run(study: Study) -> None:
+    """The script of a study: parse the command line, do what is missing, exit."""
+    usage = f"    python scripts/studies/{study.name}.py [--quick]"
+    text = study.text.strip()
+    chains = [config for configs in study.runs.values() for config in configs]
+    cli.run(
+        lambda options: main(study, options),
+        Options,
+        f"{text.partition(chr(10))[0]}\n\n{usage}\n\nThe same command continues an interrupted study.",
+        cpu_devices=lambda options: max(map(train.cpu_devices, chains)),
+    )
+
+
+def main(study: Study, options: Options) -> None:
+    """Run what is missing, then write results and page."""
+    console = Console()
+    where = folder(study, options)
+    page, results = where / f"{study.name}.md", where / RESULTS
+    if not options.quick:
+        docs = study.script.resolve().parents[2] / "docs"
+        page, results = docs / "studies" / f"{study.name}.md", docs / "results" / f"{study.name}.json"
+    plan = planned(study, options.quick)
+    if not options.table:
+        unknown = ", ".join(sorted(set(options.only) - set(plan)))
+        if unknown:
+            raise UserError(f"{study.name} has no run {unknown}: choose from {', '.join(plan)}")
+        judgement = {**study.evaluate, **(study.quick_evaluate if options.quick else {})}
+        loaded: dict[Any, Dataset] = {}
+        for label in options.only or plan:
+            for fold, config in enumerate(plan[label]):
+                place = run_folder(where, label, fold)
+                if not judged(place, config, judgement):
+                    console.rule(f"{label}, run {fold + 1} of {len(plan[label])}")
+                    config = dataclasses.replace(config, out=place, data_dir=options.data_dir)
+                    found = _loaded(loaded, config)
+                    train.main(config, found)
+                    told = evaluate.Config(run=place, data_dir=options.data_dir, **judgement)
+                    evaluate.main(told, found)
+                    jax.clear_caches()  # of compiled programs that no later run can use
+        missing = [
+            label
+            for label, configs in plan.items()
+            if not all(judged(run_folder(where, label, i), c, judgement) for i, c in enumerate(configs))
+        ]
+        if missing:
+            console.print(f"still missing: {', '.join(missing)}; no page yet")
+            return
+        record = collect(study.name, plan, where)
+        if study.analyse is not None:
+            folders = {
+                label: [run_folder(where, label, i) for i in range(len(c))] for label, c in plan.items()
+            }
+            pictures = page.with_suffix("")
+            pictures.mkdir(parents=True, exist_ok=True)
+            record["analysis"] = study.analyse(folders, pictures, options.quick)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(results, record)
+    record = runs.read_json(results)
+    if record is None:
+        raise UserError(f"no results of {study.name} yet: run it without --table")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    sections = study.sections(record["analysis"]) if "analysis" in record else []
+    page.write_text(study_page.markdown(study, record, sections))
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+def folder(study: Study, options: Options) -> Path:
+    """Where the run folders of a study go."""
+    return (options.out or Path("runs") / ("quick" if options.quick else "studies")) / study.name
+
+
+def planned(study: Study, quick: bool) -> dict[str, list[Config]]:
+    """label -> configurations, the first of each in its quick form."""
+    if not quick:
+        return {label: list(configs) for label, configs in study.runs.items()}
+    return {label: [dataclasses.replace(c[0], **study.quick)] for label, c in study.runs.items()}
+
+
+def run_folder(where: Path, label: str, fold: int) -> Path:
+    """The folder of one run."""
+    name = "".join(c if c.isalnum() else "-" for c in label.lower())
+    return where / f"{name}-{fold}"
+
+
+def judged(run: Path, config: Config, judgement: Mapping[str, Any]) -> bool:
+    """Whether a run is evaluated, and as the study says now.
+
+    Raises:
+        UserError: it was trained with other settings: the study was changed since.
+    """
+    record = runs.read_json(run / evaluate.RESULT)
+    if record is None:
+        return False
+    wanted = runs.as_config(config, leave_out=("out", *FREE))
+    changed = ", ".join(name for name in wanted if record["config"].get(name) != wanted[name])
+    if changed:
+        raise UserError(
+            f"{run} was trained with other settings ({changed}): delete it, or choose another --out"
+        )
+    return record["evaluation"].items() >= judgement.items()
+
+
+def collect(name: str, plan: Mapping[str, Sequence[Config]], where: Path) -> dict[str, Any]:
+    """Label -> command, scores of every run, seconds and what was trained; and where all that ran."""
+    found: dict[str, Any] = {}
+    for label, configs in plan.items():
+        records = []
+        for fold in range(len(configs)):
+            run = run_folder(where, label, fold)
+            scores = runs.read_json(run / evaluate.RESULT)
+            environment = scores.pop("environment")
+            kept = {k: v for k, v in scores.items() if k not in ("config", "evaluation", "corruptions")}
+            # Of chains: sampling, and the optimisation that found their starts.
+            spent = ("outcome.json", "progress.json", "map/outcome.json")
+            seconds = sum((runs.read_json(run / file) or {"seconds": 0})["seconds"] for file in spent)
+            records.append({**kept, "seconds": seconds, "environment": environment})
+        found[label] = {"command": command(configs[0]), "runs": records}
+    return {"study": name, "methods": found}
+
+
+def command(config: Config) -> str:
+    """The command line of scripts/train.py that gives these settings."""
+    words = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("out", "data_dir") or value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag)
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return f"python scripts/train.py {shlex.join(words)}".strip()
+
+
+def _loaded(kept, config):
+    """The data of a run; those of the run before are kept, as methods and members share them."""
+    if config.stream:
+        return None
+    fields = (f.name for f in dataclasses.fields(data.Options))
+    key = (config.seed, *(getattr(config, name) for name in fields))
+    if key not in kept:
+        kept.clear()
+        kept[key] = experiment.load_data(config)
+    return kept[key]

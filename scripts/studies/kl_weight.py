@@ -1,0 +1,115 @@
+"""The weight of the KL: how wide a posterior grows in training.
+
+A Bayesian convolutional network on toy data, standardised: 1-D signals of three shapes and 2-D gratings of
+four orientations, both noisy. The objective is E_q log p(D | w) - beta KL(q || p) with beta from 0 (no prior:
+the posterior's width is left to the data, which want it to be 0) to 10; beta = 1 is the ELBO. The mean
+standard deviation of every layer's posterior is recorded after every epoch. Beside VI stand the network of
+maximum posterior density (MAP) and HMC, which samples the posterior that beta = 1 approximates.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_jax import runs, style, training
+from bnn_jax.report import curves, study_page
+from bnn_jax.settings import Config
+from bnn_jax.study import Study, run
+
+BETAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+SEEDS = range(3)
+_COMMON = dict(epochs=60, batch_size=64, learning_rate=1e-2, schedule="constant", prior="isotropic")
+_DATA = {
+    "1-D": dict(dataset="signals", net="convnet(widths=(8, 16))"),
+    "2-D": dict(dataset="gratings", net="convnet(widths=(8, 16))"),
+}
+_HMC = dict(method="hmc", num_warmup=100, num_draws=200, block_size=100)
+
+
+def label(data: str, beta: float) -> str:
+    """Of a row of the table."""
+    return f"{data}, VI, beta {beta:g}"
+
+
+RUNS = {}
+for name, data in _DATA.items():
+    configs = {f"{name}, MAP": dict(method="map")}
+    configs |= {label(name, beta): dict(method="vi", beta=beta, record_std=True) for beta in BETAS}
+    configs |= {f"{name}, HMC": _HMC}
+    for title, how in configs.items():
+        RUNS[title] = [Config(seed=seed, **_COMMON | data | how) for seed in SEEDS]
+
+
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+    """Standard deviations by data set, layer and beta, and a picture a data set."""
+    found: dict[str, Any] = {}
+    for name in _DATA:
+        histories = {beta: recorded(folders[label(name, beta)]) for beta in BETAS}
+        layers = [key for key in next(iter(histories.values())) if key.endswith("_kernel")]
+        panels = {}
+        for layer in layers:
+            lines = {}
+            for beta, history in histories.items():
+                std = history[layer]  # (seeds, epochs)
+                epochs = np.arange(1, std.shape[1] + 1)
+                lines[f"beta {beta:g}"] = curves.Line(epochs, std.mean(0), std.min(0), std.max(0))
+            panels[title_of(layer)] = lines
+        told = dict(ordered=True, log_y=True, headline=f"{name}: width of the posterior by weight of the KL")
+        figure = curves.curves(panels, "epoch", "mean posterior std", **told)
+        style.save(figure, pictures / f"std_{name.lower()}.png")
+        found[name] = {
+            title_of(layer): {f"{beta:g}": float(histories[beta][layer][:, -1].mean()) for beta in BETAS}
+            for layer in layers
+        }
+    return found
+
+
+def recorded(folders: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Column -> (seeds, epochs) of the recorded standard deviations."""
+    histories = [runs.read_json(folder / training.HISTORY) for folder in folders]
+    names = [name for name in histories[0][0] if name.startswith("std_")]
+    return {name: np.array([[row[name] for row in history] for history in histories]) for name in names}
+
+
+def title_of(layer: str) -> str:
+    """`std_Conv_0_kernel` -> `Conv_0`."""
+    return layer.removeprefix("std_").removesuffix("_kernel")
+
+
+def sections(found: dict[str, Any]) -> list[str]:
+    """A table and a picture a data set."""
+    lines = ["## How wide the posterior grows", ""]
+    for name, layers in found.items():
+        rows = [["beta", *layers]]
+        rows += [[f"{beta:g}", *(f"{std[f'{beta:g}']:.3f}" for std in layers.values())] for beta in BETAS]
+        picture = f"kl_weight/std_{name.lower()}.png"
+        lines += [
+            f"![Posterior standard deviations by epoch, {name}]({picture})",
+            "",
+            *study_page.table(rows),
+            "",
+        ]
+    return [
+        *lines,
+        "Mean standard deviation of the weights of a layer (kernels) after the last epoch, over the seeds;",
+        "in the pictures the band spans the seeds. The prior's is 1.",
+        "",
+    ]
+
+
+STUDY = Study(
+    script=Path(__file__),
+    text=__doc__,
+    runs=RUNS,
+    columns=("accuracy", "nll", "ece", "brier", "seconds"),
+    evaluate={"num_draws": 100, "num_bootstrap": 200},
+    quick=dict(epochs=3, num_warmup=20, num_draws=20, block_size=20),
+    quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
+    analyse=analyse,
+    sections=sections,
+)
+
+if __name__ == "__main__":
+    run(STUDY)

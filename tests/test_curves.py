@@ -1,0 +1,44 @@
+"""Pictures of curves: what is drawn, where, and that equal labels look the same."""
+
+import numpy as np
+import pytest
+
+from bnn_jax.report import curves
+from bnn_jax.report.curves import Line
+
+
+def drawn(axes):
+    return {line.get_label(): line for line in axes.lines}
+
+
+def test_every_line_is_drawn_as_given():
+    panels = {
+        "a": {"vi": Line([1, 2], [3, 4], [2, 3], [4, 5])},
+        "b": {"vi": Line([0], [1]), "map": Line([0], [2])},
+    }
+    figure = curves.curves(panels, "epoch", "score", "Headline")
+    a, b = figure.axes
+    assert [axes.get_title(loc="left") for axes in (a, b)] == ["a", "b"]
+    np.testing.assert_array_equal(drawn(a)["vi"].get_xydata(), [[1, 3], [2, 4]])
+    assert len(a.collections) == 1
+    assert not b.collections
+    assert drawn(a)["vi"].get_color() == drawn(b)["vi"].get_color()
+    assert drawn(b)["vi"].get_linestyle() != drawn(b)["map"].get_linestyle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["vi", "map"]
+    assert a.get_ylabel() == "score"
+    assert figure._suptitle.get_text() == "Headline"
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, 1), (4, 4), (5, 5), (6, 6)])
+def test_a_grid_has_no_empty_panels_and_every_column_its_label(count, shape):
+    figure = curves.curves({f"p{i}": {"x": Line([1], [1])} for i in range(count)}, "draws", "y", "")
+    assert len(figure.axes) == shape
+    assert sum(axes.get_xlabel() == "draws" for axes in figure.axes) == min(count, 4)
+    assert not figure.legends  # one label says nothing
+
+
+def test_ordered_labels_go_along_a_map_and_axes_may_be_logarithmic():
+    lines = {f"{beta:g}": Line([1, 10], [0.1, 1]) for beta in (0, 1, 10)}
+    (axes,) = curves.curves({"p": lines}, "x", "y", "", ordered=True, log_x=True, log_y=True).axes
+    assert len({tuple(line.get_color()) for line in axes.lines}) == 3
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")

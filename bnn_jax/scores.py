@@ -188,6 +188,27 @@ def referral(
     return records
 
 
+def share_for_recall(probs, labels, uncertainty, threshold: float, recall: float) -> float:
+    """The smallest share of examples, the most uncertain first, that a doctor who misses no case must see for
+    the wanted share of all cases (class 1) to be found. Equal uncertainties go together.
+
+    Raises:
+        UserError: as `classification`; not two classes, no case, or `recall` outside (0, 1].
+    """
+    probs, labels = _check(probs, labels)
+    if probs.shape[1] != 2 or not (labels == 1).any():
+        raise UserError("the share for a wanted recall needs two classes and a case of class 1")
+    if not 0 < recall <= 1:
+        raise UserError(f"recall must lie in (0, 1], not {recall}")
+    uncertainty = _uncertainty(uncertainty, len(labels))
+    missed = uncertainty[(_decide(probs, threshold) != 1) & (labels == 1)]
+    allowed = int((1 - recall) * (labels == 1).sum() + 1e-9)  # cases that may stay missed
+    if len(missed) <= allowed:
+        return 0.0
+    cut = np.sort(missed)[allowed]  # the surest that must be seen
+    return float((uncertainty >= cut).mean())
+
+
 def ood_auroc(uncertainty_in, uncertainty_out) -> float:
     """Probability that a foreign example (T',) is more uncertain than one of the test set (T,); ties half.
 

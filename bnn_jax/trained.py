@@ -83,10 +83,16 @@ def load(run: Path) -> Trained:
     return Trained(config, model, info, scaling, draw, source, config.members if same else None, over)
 
 
+def classify(run: Trained, x: Any, num_draws: int) -> predict.Predictive:
+    """What the mean of `num_draws` draws, or of all that there are, predicts; its spread and entropies."""
+    predictive = predict.build(run.model.apply, run.model.likelihood, run.draw, over=run.over)
+    return predictive(run.source, x, min(num_draws, run.num_draws or num_draws))
+
+
 def regress(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (D, T) of what each draw predicts, in the unit of the target."""
     mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
-    means, variances = mixture(run.source, x, num_draws)
+    means, variances = mixture(run.source, x, min(num_draws, run.num_draws or num_draws))
     shift, scale = run.scaling.target_shift, run.scaling.target_scale
     return np.float64(means) * scale + shift, np.float64(variances) * scale**2
 

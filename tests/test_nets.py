@@ -10,6 +10,7 @@ from bnn_jax.types import UserError
 
 INPUTS = ((28, 28, 1), (8, 8, 1), (32, 32, 3), (64, 64, 3), (64, 3), (20,))  # the first that a net accepts
 NAMES = parts.names("network")
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def fitting(module):

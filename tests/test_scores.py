@@ -401,3 +401,28 @@ def test_a_mistake_is_one_line(call, message):
 
 def test_an_impossible_label_costs_a_finite_nll():
     assert scores.classification([[1.0, 0.0]], [1])["nll"] == pytest.approx(126 * log(2))
+
+
+def test_share_for_recall_by_hand():
+    """Four cases, two of them missed at a threshold of 1/2, with uncertainties 0.9 and 0.3."""
+    case = np.array([0.8, 0.9, 0.4, 0.1, 0.2, 0.3])
+    probs = np.stack([1 - case, case], 1)
+    labels = np.array([1, 1, 1, 1, 0, 0])
+    uncertainty = np.array([0.5, 0.1, 0.9, 0.3, 0.2, 0.3])
+    share = lambda recall, **k: scores.share_for_recall(probs, labels, uncertainty, 0.5, recall, **k)
+    assert share(0.5) == 0
+    assert share(0.75) == pytest.approx(1 / 6)  # the first alone
+    assert share(1.0) == pytest.approx(4 / 6)  # and 0.5, 0.3 and 0.3
+    assert scores.share_for_recall(probs, labels, uncertainty, 0.05, 1.0) == 0
+    # Referring that share and no more gives the recall: the doctor finds all that were referred.
+    found = (case >= 0.5) | (uncertainty >= 0.9)
+    assert found[labels == 1].mean() == 0.75
+
+
+@pytest.mark.parametrize("recall", [0.0, 1.1, np.nan])
+def test_share_for_a_recall_that_is_none(recall):
+    probs = np.full((2, 2), 0.5)
+    with pytest.raises(UserError, match=r"recall must lie in \(0, 1\]"):
+        scores.share_for_recall(probs, [0, 1], [0, 1], 0.5, recall)
+    with pytest.raises(UserError, match="two classes and a case of class 1"):
+        scores.share_for_recall(probs, [0, 0], [0, 1], 0.5, 0.9)

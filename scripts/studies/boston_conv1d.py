@@ -50,7 +50,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     for method in list(_METHODS)[1:]:
         found = trained.load(folders[f"{method}, 85 : 15"][0])
         test = experiment.load_data(found.config)
-        means, variances = trained.regress(found, test.x_test, min(300, found.num_draws or 300))
+        means, variances = trained.regress(found, test.x_test, 300)
         interval = regression_scores.mixture_interval(means, variances, 0.95)
         panels[method] = bands.Band(means.mean(0), *interval)
         y = trained.targets(found, test.y_test)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import data, experiment, metrics, predict, scores, style, trained
+from bnn_jax import data, experiment, metrics, scores, style, trained
 from bnn_jax.report import judgement, study_page
 from bnn_jax.settings import Config
 from bnn_jax.study import Study, run
@@ -43,8 +43,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     for method in _METHODS:
         loaded = trained.load(folders[method][0])
         parts = experiment.load_data(loaded.config)
-        predictive = predict.build(loaded.model.apply, loaded.model.likelihood, loaded.draw)
-        given = predictive(loaded.source, parts.x_test, loaded.num_draws or (10 if quick else 100))
+        given = trained.classify(loaded, parts.x_test, 10 if quick else 100)
         right = given.mean.argmax(-1) == parts.y_test
         found[method] = {
             "num_wrong": int((~right).sum()),

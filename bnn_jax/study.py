@@ -36,6 +36,7 @@ class Study(NamedTuple):
     referral: bool = False  # whether to show that table
     quick: Mapping[str, Any] = {}  # settings of every run of `--quick`, which takes the first of each label
     quick_evaluate: Mapping[str, Any] = {}
+    quick_labels: Sequence[str] | None = None  # what `--quick` runs of a long list; None for everything
     # (label -> its run folders, folder for PNGs, quick) -> JSON; what `sections` makes lines of the page from
     analyse: Callable[[Mapping[str, Sequence[Path]], Path, bool], Any] | None = None
     sections: Callable[[Any], Sequence[str]] = lambda found: []
@@ -131,7 +132,8 @@ def planned(study: Study, quick: bool) -> dict[str, list[Config]]:
     """label -> configurations, the first of each in its quick form."""
     if not quick:
         return {label: list(configs) for label, configs in study.runs.items()}
-    return {label: [dataclasses.replace(c[0], **study.quick)] for label, c in study.runs.items()}
+    labels = study.runs if study.quick_labels is None else study.quick_labels
+    return {label: [dataclasses.replace(study.runs[label][0], **study.quick)] for label in labels}
 
 
 def run_folder(where: Path, label: str, fold: int) -> Path:

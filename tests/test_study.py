@@ -150,7 +150,8 @@ On toys. Nothing else.
 | **VI** | 0.200 (0.100 to 0.300) | 0.960 | 12 |
 
 Ours in bold; in brackets or after ±: some interval. 4,708 training, 524 validation and 624 test examples; \
-predictions average 100 posterior draws, or all that a method has. Seconds of training on 2 cores (cpu), \
+predictions average 100 posterior draws, or all that a method has. Seconds: wall time of training beside \
+other work on 2 cores (cpu), \
 Python 3.11.1, jax 0.10.2, commit abc.
 
 ## When the most uncertain images go to a doctor
@@ -269,6 +270,14 @@ def test_quick_leaves_the_committed_page_alone(toys):
     default = dataclasses.replace(toys.options, out=None)
     assert study.folder(toys.study, default) == Path("runs/studies/toys")
     assert study.folder(toys.study, dataclasses.replace(default, quick=True)) == Path("runs/quick/toys")
+
+
+def test_quick_may_leave_labels_out(toys):
+    some = toys.study._replace(quick_labels=["VI, 2"])
+    study.main(some, dataclasses.replace(toys.options, quick=True))
+    assert [settings.method for settings in toys.asked] == ["vi"]
+    study.main(some, dataclasses.replace(toys.options, out=toys.root / "full"))
+    assert [settings.method for settings in toys.asked[1:]] == ["map", "vi"]
 
 
 def test_what_goes_beyond_scores_is_recorded_and_shown(toys):

@@ -37,7 +37,8 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
         *table(rows(study, record)),
         "",
         f"Ours in bold; in brackets or after ±: {meaning}. {', or '.join(sizes)}; predictions average "
-        f"{num_draws} posterior draws, or all that a method has. Seconds of training on {'; '.join(places)}.",
+        f"{num_draws} posterior draws, or all that a method has. Seconds: wall time of training beside other "
+        f"work on {'; '.join(places)}.",
         "",
         *(referral(record) if study.referral else []),
         *sections,

@@ -83,6 +83,7 @@ STUDY = Study(
     },
     quick=dict(steps=300, num_warmup=20, num_draws=20, block_size=20),
     quick_evaluate={"num_draws": 20, "num_bootstrap": 50},
+    quick_labels=[f"{method}, 85 : 15" for method in _METHODS],
     analyse=analyse,
     sections=sections,
 )

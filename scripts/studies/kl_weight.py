@@ -46,7 +46,8 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     """Standard deviations by data set, layer and beta, and a picture a data set."""
     found: dict[str, Any] = {}
     for name in _DATA:
-        histories = {beta: recorded(folders[label(name, beta)]) for beta in BETAS}
+        there = [beta for beta in BETAS if label(name, beta) in folders]
+        histories = {beta: recorded(folders[label(name, beta)]) for beta in there}
         layers = [key for key in next(iter(histories.values())) if key.endswith("_kernel")]
         panels = {}
         for layer in layers:
@@ -60,7 +61,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         figure = curves.curves(panels, "epoch", "mean posterior std", **told)
         style.save(figure, pictures / f"std_{name.lower()}.png")
         found[name] = {
-            title_of(layer): {f"{beta:g}": float(histories[beta][layer][:, -1].mean()) for beta in BETAS}
+            title_of(layer): {f"{beta:g}": float(h[layer][:, -1].mean()) for beta, h in histories.items()}
             for layer in layers
         }
     return found
@@ -83,7 +84,8 @@ def sections(found: dict[str, Any]) -> list[str]:
     lines = ["## How wide the posterior grows", ""]
     for name, layers in found.items():
         rows = [["beta", *layers]]
-        rows += [[f"{beta:g}", *(f"{std[f'{beta:g}']:.3f}" for std in layers.values())] for beta in BETAS]
+        betas = next(iter(layers.values()))
+        rows += [[beta, *(f"{std[beta]:.3f}" for std in layers.values())] for beta in betas]
         picture = f"kl_weight/std_{name.lower()}.png"
         lines += [
             f"![Posterior standard deviations by epoch, {name}]({picture})",
@@ -107,6 +109,7 @@ STUDY = Study(
     evaluate={"num_draws": 100, "num_bootstrap": 200},
     quick=dict(epochs=3, num_warmup=20, num_draws=20, block_size=20),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
+    quick_labels=["1-D, MAP", label("1-D", 1), label("2-D", 0), label("2-D", 10), "2-D, HMC"],
     analyse=analyse,
     sections=sections,
 )

@@ -1,4 +1,4 @@
-"""MNIST with a perceptron: how many posterior draws are enough?
+"""MNIST with a perceptron: how many posterior draws are enough.
 
 784-256-256-10 with ReLU on MNIST, 55,000 training, 5,000 validation and 10,000 official test images. The
 study that is redone averages ten posterior samples and says nothing about another number. Here the test

@@ -43,6 +43,7 @@ STUDY = Study(
     evaluate={"num_draws": 300, "num_bootstrap": 200},
     published=PUBLISHED,
     quick=dict(steps=500, num_draws=100),
+    quick_labels=["Boston, VI", "yacht, HMC"],
     quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
 )
 

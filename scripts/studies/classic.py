@@ -106,7 +106,7 @@ STUDY = Study(
     runs=RUNS,
     columns=("accuracy", "nll", "ece", "auroc", "seconds"),
     evaluate={"num_draws": 100},
-    quick=dict(epochs=2, num_warmup=20, num_draws=20, block_size=20),
+    quick=dict(epochs=2, limit=500, num_warmup=20, num_draws=20, block_size=20, trajectory_length=0.05),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
     analyse=analyse,
     sections=sections,

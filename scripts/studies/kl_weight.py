@@ -107,7 +107,7 @@ STUDY = Study(
     runs=RUNS,
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
     evaluate={"num_draws": 100, "num_bootstrap": 200},
-    quick=dict(epochs=3, num_warmup=20, num_draws=20, block_size=20),
+    quick=dict(epochs=3, limit=400, num_warmup=20, num_draws=20, block_size=20, trajectory_length=0.05),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
     quick_labels=["1-D, MAP", label("1-D", 1), label("2-D", 0), label("2-D", 10), "2-D, HMC"],
     analyse=analyse,

@@ -68,7 +68,7 @@ def gallery(parts, given):
         told = (f"{k}: {given.mean[i, k]:.2f} ± {given.std[i, k]:.2f}" for k in (first, second))
         titles.append(f"a {parts.y_test[i]}, read as {first}\n{', '.join(told)}")
     images = data.to_images(parts.x_test[chosen], parts.scaling)
-    return judgement.gallery(
+    return style.styled(judgement.gallery)(
         images, titles, f"{len(chosen)} of {len(wrong)} misread images, the surest first"
     )
 

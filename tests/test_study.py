@@ -187,6 +187,11 @@ def test_a_page_of_several_runs_on_several_data_and_machines():
     assert "| A | 0.500, 0.500 | 1.000, 0.500 |" in study_page.markdown(made(), changed)
 
 
+def test_intervals_of_every_kind_are_told():
+    page = study_page.markdown(made(), record(A=[result(0.3)], B=[result(0.2, interval="another")]))
+    assert "after ±: some interval, or another. " in page
+
+
 def test_the_arrows_are_right():
     down = {"nll", "ece", "ece_classwise", "brier", "aurc", "rmse", "mae", "interval_width_95"}
     neither = {"seconds", "temperature", "threshold", "coverage_50", "coverage_90", "coverage_95"}

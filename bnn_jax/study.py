@@ -80,9 +80,10 @@ def main(study: Study, options: Options) -> None:
         page, results = docs / "studies" / f"{study.name}.md", docs / "results" / f"{study.name}.json"
     plan = planned(study, options.quick)
     if not options.table:
-        unknown = ", ".join(sorted(set(options.only) - set(plan)))
+        quoted = lambda labels: ", ".join(f'"{label}"' for label in labels)  # which hold commas
+        unknown = sorted(set(options.only) - set(plan))
         if unknown:
-            raise UserError(f"{study.name} has no run {unknown}: choose from {', '.join(plan)}")
+            raise UserError(f"{study.name} has no run {quoted(unknown)}: choose from {quoted(plan)}")
         judgement = {**study.evaluate, **(study.quick_evaluate if options.quick else {})}
         loaded: dict[Any, Dataset] = {}
         for label in options.only or plan:
@@ -102,7 +103,7 @@ def main(study: Study, options: Options) -> None:
             if not all(judged(run_folder(where, label, i), c, judgement) for i, c in enumerate(configs))
         ]
         if missing:
-            console.print(f"still missing: {', '.join(missing)}; no page yet")
+            console.print(f"still missing: {quoted(missing)}; no page yet")
             return
         record = collect(study.name, plan, where)
         if study.analyse is not None:

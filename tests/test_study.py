@@ -246,7 +246,7 @@ def test_a_study_runs_what_is_missing_and_writes_its_page_when_all_is_there(toys
     with pytest.raises(UserError, match="no results of toys yet: run it without --table"):
         study.main(toys.study, table)
     study.main(toys.study, dataclasses.replace(toys.options, only=("VI, 2",)))
-    assert "still missing: MAP; no page yet" in capsys.readouterr().out
+    assert 'still missing: "MAP"; no page yet' in capsys.readouterr().out
     assert not page.exists()
     study.main(toys.study, toys.options)
     assert [settings.method for settings in toys.asked] == ["vi", "map"]
@@ -324,7 +324,7 @@ def test_a_study_that_judges_differently_now_judges_again(toys):
 
 
 def test_unknown_labels_are_told_in_one_line(toys):
-    with pytest.raises(UserError, match=r"^toys has no run VI: choose from MAP, VI, 2$"):
+    with pytest.raises(UserError, match=r'^toys has no run "VI": choose from "MAP", "VI, 2"$'):
         study.main(toys.study, dataclasses.replace(toys.options, only=("VI", "MAP")))
     assert not toys.asked
 

@@ -29,7 +29,6 @@ from bnn_jax import ops
 from bnn_jax.trees import stack
 from bnn_jax.types import Estimator, Key, Posterior, UserError
 
-LINEAR = (nn.Dense, nn.Conv)
 STRATEGIES = ("vmap", "unroll", "map")
 Strategy = str | Callable | None
 
@@ -202,7 +201,7 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, 
             def interceptor(next_fun, args, kwargs, context):
                 nonlocal calls
                 layer = context.module
-                if type(layer) not in LINEAR or ops.is_unbound(layer) or context.method_name != "__call__":
+                if not ops.is_linear_call(context):
                     return next_fun(*args, **kwargs)
                 calls += 1
                 own = [functools.reduce(operator.getitem, layer.path, tree) for tree in (mean, std, draw)]

@@ -22,6 +22,8 @@ from jax import lax
 
 from bnn_jax.types import Params
 
+LINEAR = (nn.Dense, nn.Conv)  # the layers that estimators and dropout know, subclasses left alone
+
 
 def loop_safe() -> bool:
     """Whether convolutions take the slices-and-matmul form: on the CPU backend."""
@@ -163,7 +165,7 @@ def layers(module: nn.Module, x_shape: Sequence[int]) -> tuple[tuple[str, ...], 
     paths = []
 
     def note(next_fun, args, kwargs, context):
-        if type(context.module) in (nn.Dense, nn.Conv) and context.method_name == "__call__":
+        if is_linear_call(context):
             paths.append(tuple(context.module.path))
         return next_fun(*args, **kwargs)
 
@@ -196,11 +198,17 @@ def is_unbound(layer: nn.Module) -> bool:
     return layer.name == _UNBOUND
 
 
+def is_linear_call(context: nn.module.InterceptorContext) -> bool:
+    """Whether an interceptor sees the call of a linear layer of the network, no copy of ours."""
+    layer = context.module
+    return type(layer) in LINEAR and not is_unbound(layer) and context.method_name == "__call__"
+
+
 _UNBOUND = "__unbound__"
 
 
 def _lower_conv(next_fun, args, kwargs, context):
     layer = context.module
-    if type(layer) is not nn.Conv or is_unbound(layer) or context.method_name != "__call__":
+    if type(layer) is not nn.Conv or not is_linear_call(context):
         return next_fun(*args, **kwargs)
     return unbound(layer).apply({"params": layer.variables["params"]}, *args, **kwargs)

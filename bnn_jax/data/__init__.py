@@ -72,6 +72,24 @@ def load(options: Options, seed: int = 0) -> Dataset:
     return found if options.limit is None else limited(found, options.limit, seed)
 
 
+def generated(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    sizes: Sequence[int],
+    class_names: Sequence[str],
+    description: str,
+) -> Dataset:
+    """A data set of drawn examples: the first `sizes[0]` train, the next validate, the rest test."""
+    train, val, test = (
+        Part(x[rows], y[rows], rows) for rows in np.split(np.arange(len(y)), np.cumsum(sizes)[:2])
+    )
+    names = tuple(class_names)
+    return assemble(
+        name, train, test, val, num_classes=len(names), class_names=names, description=description
+    )
+
+
 def limited(found: Dataset, limit: int, seed: int = 0) -> Dataset:
     """At most `limit` examples of each part, in their order; scaled as they were.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnn_jax.data import Part, assemble
+from bnn_jax.data import generated
 from bnn_jax.types import Dataset, UserError
 
 SIDE = 12
@@ -21,7 +21,7 @@ CYCLES = (1.5, 3.5)  # lowest and highest number of cycles in twelve pixels
 CONTRAST = 0.1
 NOISE = 0.18  # standard deviation of a pixel
 CLASSES = ("vertical", "rising", "horizontal", "falling")  # how the stripes run, row 0 at the top
-NUM_TRAIN, NUM_VAL, NUM_TEST = 1200, 300, 600
+SIZES = (1200, 300, 600)  # training, validation, test
 
 
 def load(path: Path | None = None, seed: int = 0) -> Dataset:
@@ -33,20 +33,11 @@ def load(path: Path | None = None, seed: int = 0) -> Dataset:
     if path is not None:
         raise UserError("the data set gratings is generated and takes no --path")
     rng = np.random.default_rng(seed)
-    rows = np.arange(NUM_TRAIN + NUM_VAL + NUM_TEST)
-    y = rows % len(CLASSES)
+    y = np.arange(sum(SIZES)) % len(CLASSES)
     x = pattern(y, rng.uniform(*CYCLES, len(y)), rng.uniform(size=len(y)))
     x = np.clip(x + NOISE * rng.standard_normal(x.shape), 0, 1)[..., None]
-    train, val, test = np.split(rows, [NUM_TRAIN, NUM_TRAIN + NUM_VAL])
-    return assemble(
-        "gratings",
-        train=Part(x[train], y[train], train),
-        val=Part(x[val], y[val], val),
-        test=Part(x[test], y[test], test),
-        num_classes=len(CLASSES),
-        class_names=CLASSES,
-        description=f"generated {SIDE}x{SIDE} gratings in noise, standardised, seed {seed}",
-    )
+    description = f"generated {SIDE}x{SIDE} gratings in noise, standardised, seed {seed}"
+    return generated("gratings", x, y, SIZES, CLASSES, description)
 
 
 def pattern(label: np.ndarray, cycles: np.ndarray, phase: np.ndarray) -> np.ndarray:

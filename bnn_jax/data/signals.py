@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bnn_jax.data import Part, assemble
+from bnn_jax.data import generated
 from bnn_jax.types import Dataset, UserError
 
 LENGTH = 32
 CYCLES = (2.0, 5.0)  # lowest and highest number of cycles in a signal
 NOISE = 0.6  # standard deviation, in units of the wave's root mean square
 CLASSES = ("sine", "square", "saw-tooth")
-NUM_TRAIN, NUM_VAL, NUM_TEST = 1200, 300, 600
+SIZES = (1200, 300, 600)  # training, validation, test
 
 
 def load(path: Path | None = None, seed: int = 0) -> Dataset:
@@ -31,20 +31,11 @@ def load(path: Path | None = None, seed: int = 0) -> Dataset:
     if path is not None:
         raise UserError("the data set signals is generated and takes no --path")
     rng = np.random.default_rng(seed)
-    rows = np.arange(NUM_TRAIN + NUM_VAL + NUM_TEST)
-    y = rows % len(CLASSES)
+    y = np.arange(sum(SIZES)) % len(CLASSES)
     x = pattern(y, rng.uniform(*CYCLES, len(y)), rng.uniform(size=len(y)))
     x = (x + NOISE * rng.standard_normal(x.shape))[..., None]
-    train, val, test = np.split(rows, [NUM_TRAIN, NUM_TRAIN + NUM_VAL])
-    return assemble(
-        "signals",
-        train=Part(x[train], y[train], train),
-        val=Part(x[val], y[val], val),
-        test=Part(x[test], y[test], test),
-        num_classes=len(CLASSES),
-        class_names=CLASSES,
-        description=f"generated waves of {LENGTH} samples in noise, standardised, seed {seed}",
-    )
+    description = f"generated waves of {LENGTH} samples in noise, standardised, seed {seed}"
+    return generated("signals", x, y, SIZES, CLASSES, description)
 
 
 def pattern(label: np.ndarray, cycles: np.ndarray, phase: np.ndarray) -> np.ndarray:

@@ -100,6 +100,19 @@ def read_all(
     return pixels, np.array(kept), left_out
 
 
+def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Float pictures (N, H, W, C) in another size and with other channels, changed as `read` changes files:
+    (N, size, size, channels) float32."""
+    grey = images.shape[-1] == 1
+    if channels == 1 and not grey:
+        images = images @ np.array([[0.299], [0.587], [0.114]], images.dtype)
+    result = np.empty((len(images), size, size, images.shape[-1]), np.float32)
+    for picture, planes in zip(result, images.astype(np.float32, copy=False), strict=True):
+        for c in range(planes.shape[-1]):
+            picture[..., c] = Image.fromarray(planes[..., c]).resize((size, size), Image.Resampling.BILINEAR)
+    return np.repeat(result, 3, -1) if channels == 3 and grey else result
+
+
 def _check_wish(size, channels):
     if size is not None and size < 1:
         raise UserError(f"the image size must be at least 1 pixel, got {size}")

@@ -1,5 +1,6 @@
 """A finished run, ready to predict: the posterior, the network and what the data were."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,17 +10,19 @@ import numpy as np
 
 from bnn_jax import (
     checkpoint,
+    data,
     diagnostics,
     draws,
     ensemble,
     experiment,
     models,
+    pixels,
     predict,
     runs,
     settings,
     training,
 )
-from bnn_jax.types import Scaling, UserError
+from bnn_jax.types import Dataset, Scaling, UserError
 
 
 class Trained(NamedTuple):
@@ -100,3 +103,31 @@ def regress(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarra
 def targets(run: Trained, y: np.ndarray) -> np.ndarray:
     """Standardised targets in their own unit."""
     return np.float64(y) * run.scaling.target_scale + run.scaling.target_shift
+
+
+def foreign(run: Trained, options: data.Options) -> Dataset:
+    """Another data set as the run's network sees it: in its scale, images in its size and channels, too.
+
+    Raises:
+        UserError: features of another number; as `data.load`.
+    """
+    shape = tuple(run.data["x_shape"])
+    takes = data.taken(options)
+    if len(shape) == 3 and "channels" in takes:
+        options = dataclasses.replace(options, channels=shape[2])
+    if len(shape) == 3 and "image_size" in takes and shape[0] == shape[1]:
+        options = dataclasses.replace(options, image_size=shape[0])
+    other = data.load(options, run.config.seed)
+    found = other.x_test.shape[1:]
+    images = len(shape) == len(found) == 3 and shape[0] == shape[1]
+    if found != shape and not images:
+        raise UserError(f"{other.name} has examples of shape {found}, the run was trained on {shape}")
+
+    def own(x):
+        x = x * other.scaling.scale + other.scaling.shift
+        x = x if found == shape else pixels.fit(x, shape[0], shape[2])
+        return ((x - run.scaling.shift) / run.scaling.scale).astype(np.float32)
+
+    arrays = {name: getattr(other, name) for name in ("x_train", "x_val", "x_test")}
+    seen = {name: own(x) for name, x in arrays.items() if x is not None}
+    return other._replace(scaling=run.scaling, **seen)

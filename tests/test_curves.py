@@ -42,3 +42,11 @@ def test_ordered_labels_go_along_a_map_and_axes_may_be_logarithmic():
     (axes,) = curves.curves({"p": lines}, "x", "y", "", ordered=True, log_x=True, log_y=True).axes
     assert len({tuple(line.get_color()) for line in axes.lines}) == 3
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_histories_of_several_runs_are_one_line():
+    """A run that stopped early counts as long as it went."""
+    histories = [[{"nll": 1.0}, {"nll": 4.0}], [{"nll": 3.0}]]
+    line = curves.over_runs(histories, "nll")
+    for values, wanted in zip(line, ([1, 2], [2, 4], [1, 4], [3, 4]), strict=True):
+        np.testing.assert_array_equal(values, wanted)

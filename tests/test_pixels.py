@@ -180,6 +180,18 @@ def test_resizing_averages(tmp_path):
     assert (flat == 77).all()
 
 
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 8), (1, 50), (3, 50)])
+def test_pictures_in_memory_are_fitted_as_files_are(tmp_path, channels, size):
+    """But for the rounding to 8 bits, of the greys and of the sizes."""
+    for number, image in enumerate((colours(), colours()[..., 0])):
+        wanted = pixels.read(save(tmp_path / f"{number}.png", image), size, channels) / 255
+        planes = (image if image.ndim == 3 else image[..., None])[None] / np.float32(255)
+        found = pixels.fit(np.repeat(planes, 2, 0), size, channels)
+        assert found.shape == (2, size, size, channels)
+        np.testing.assert_array_equal(found[0], found[1])
+        np.testing.assert_allclose(found[0], wanted, atol=1.5 / 255)
+
+
 # files that cannot be read
 
 

@@ -202,23 +202,10 @@ def with_intervals(
 
 
 def foreign(config: Config, run: trained.Trained) -> np.ndarray:
-    """The test part of another data set as this run's network sees it."""
-    shape = run.data["x_shape"]
+    """The test part of the other data set as the network sees it."""
     data_dir = config.data_dir or run.config.data_dir
     options = data.Options(dataset=config.ood_dataset, path=config.ood_path, data_dir=data_dir)
-    takes = data.taken(options)
-    if len(shape) == 3 and "channels" in takes:
-        options = dataclasses.replace(options, channels=shape[2])
-    if len(shape) == 3 and "image_size" in takes and shape[0] == shape[1]:
-        options = dataclasses.replace(options, image_size=shape[0])
-    other = data.load(options, run.config.seed)
-    if list(other.x_test.shape[1:]) != shape:
-        raise UserError(
-            f"{other.name} has examples of shape {other.x_test.shape[1:]}, "
-            f"{config.run} was trained on {tuple(shape)}"
-        )
-    raw = other.x_test * other.scaling.scale + other.scaling.shift
-    return ((raw - run.scaling.shift) / run.scaling.scale).astype(np.float32)
+    return trained.foreign(run, options).x_test
 
 
 def shifted(config, run, found, ask, threshold, console) -> dict[str, list[dict[str, float]]]:

@@ -22,6 +22,17 @@ class Line(NamedTuple):
     high: Sequence[float] | None = None
 
 
+def over_runs(histories: Sequence[Sequence[Mapping[str, float]]], name: str) -> Line:
+    """A column of the histories of several runs by epoch, one row an epoch: mean, lowest and highest of the
+    runs that were still going."""
+    longest = max(len(history) for history in histories)
+    y = np.full((len(histories), longest), np.nan)
+    for run, history in zip(y, histories, strict=True):
+        run[: len(history)] = [row[name] for row in history]
+    mean, low, high = (f(y, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
+    return Line(np.arange(1, longest + 1), mean, low, high)
+
+
 @style.styled
 def curves(
     panels: Mapping[str, Mapping[str, Line]],

@@ -43,9 +43,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     for method in _METHODS:
         histories = [runs.read_json(folder / training.HISTORY) for folder in folders[method]]
         for title, name in zip(panels, ("val_nll", "val_accuracy"), strict=True):
-            y = np.array([[row[name] for row in history] for history in histories])
-            epochs = np.arange(1, y.shape[1] + 1)
-            panels[title][method] = curves.Line(epochs, y.mean(0), y.min(0), y.max(0))
+            panels[title][method] = curves.over_runs(histories, name)
         nll = np.asarray(panels["validation NLL, nats"][method].y)
         best[method] = {"epoch": int(nll.argmin()) + 1, "nll": float(nll.min()), "last": float(nll[-1])}
         loaded = trained.load(folders[method][0])

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.colors import rgb_to_hsv
 from scipy import ndimage
 
-from bnn_jax.types import UserError
+from bnn_jax import pixels
 
 _THIN = 0.04  # hairs and outlines are thinner, dark corners and lesions thicker; share of the shorter side
 _ASPECTS = np.geomspace(0.5, 2, 9)  # width by height of ellipses; 16 : 9 made square gives 0.56
@@ -60,12 +60,7 @@ def patches(
     Raises:
         UserError: images of another shape or range.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"patches are found in RGB images (N, H, W, 3), got shape {images.shape}")
-    inside = images.min(initial=0) == 0 and images.max(initial=1) == 1  # false for NaN, too
-    if not (np.issubdtype(images.dtype, np.floating) and inside):
-        raise UserError("patches need raw pixels, floats in [0, 1]: divide 8-bit images by 255")
+    images = pixels.check_rgb(images, "patches")
     share, count = np.zeros(len(images)), np.zeros(len(images), int)
     for i, image in enumerate(images):
         h, s, v = np.moveaxis(rgb_to_hsv(image), -1, 0)

@@ -100,6 +100,21 @@ def read_all(
     return pixels, np.array(kept), left_out
 
 
+def check_rgb(images: np.ndarray, what: str) -> np.ndarray:
+    """`images` as an array, if they are raw RGB pixels (N, H, W, 3), floats in [0, 1].
+
+    Raises:
+        UserError: they are not; `what` names what needs them.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"{what} need RGB images (N, H, W, 3), got shape {images.shape}")
+    inside = images.min(initial=0) == 0 and images.max(initial=1) == 1  # false for NaN, too
+    if not (np.issubdtype(images.dtype, np.floating) and inside):
+        raise UserError(f"{what} need raw pixels, floats in [0, 1]: divide 8-bit images by 255")
+    return images
+
+
 def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
     """Float pictures (N, H, W, C) in another size and with other channels, changed as `read` changes files:
     (N, size, size, channels) float32."""

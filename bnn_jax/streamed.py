@@ -17,6 +17,8 @@ def load(options: data.Options) -> Dataset:
         raise UserError(f"--stream is for prepared data sets; {options.dataset} is read into memory")
     if options.limit is not None:
         raise UserError("--stream reads whole parts: leave --limit out")
+    if options.view != "rgb":
+        raise UserError(f"--stream reads pixels as they are: leave --view {options.view} out")
     how = data.chosen(options, ("image_size", "channels"))
     root = prepared.root(data.find_path(options.path, data.data_dir(options)))
     found = prepared.open_folder(prepared.find(options.dataset, root), **how)

@@ -21,6 +21,7 @@ from bnn_jax import (
     runs,
     settings,
     training,
+    views,
 )
 from bnn_jax.types import Dataset, Scaling, UserError
 
@@ -105,8 +106,14 @@ def targets(run: Trained, y: np.ndarray) -> np.ndarray:
     return np.float64(y) * run.scaling.target_scale + run.scaling.target_shift
 
 
+def inputs(run: Trained, raw: Any) -> np.ndarray:
+    """What the network sees of raw pixels in [0, 1], or of features in their units."""
+    raw = raw if run.config.view == "rgb" else views.apply(run.config.view, raw)
+    return ((raw - run.scaling.shift) / run.scaling.scale).astype(np.float32)
+
+
 def foreign(run: Trained, options: data.Options) -> Dataset:
-    """Another data set as the run's network sees it: in its scale, images in its size and channels, too.
+    """Another data set as the run's network sees it: in its scale, images in its size, channels and view.
 
     Raises:
         UserError: features of another number; as `data.load`.
@@ -125,8 +132,8 @@ def foreign(run: Trained, options: data.Options) -> Dataset:
 
     def own(x):
         x = x * other.scaling.scale + other.scaling.shift
-        x = x if found == shape else pixels.fit(x, shape[0], shape[2])
-        return ((x - run.scaling.shift) / run.scaling.scale).astype(np.float32)
+        x = np.clip(x, 0, 1) if len(found) == 3 else x  # rounding only
+        return inputs(run, x if found == shape else pixels.fit(x, shape[0], shape[2]))
 
     arrays = {name: getattr(other, name) for name in ("x_train", "x_val", "x_test")}
     seen = {name: own(x) for name, x in arrays.items() if x is not None}

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.colors import rgb_to_hsv
 from scipy import fft
 
+from bnn_jax import pixels
 from bnn_jax.types import UserError
 
 _BATCH = 128  # images at a time: bounds what is needed beside the result
@@ -66,12 +67,7 @@ def apply(name: str, images: np.ndarray) -> np.ndarray:
     """
     if name not in VIEWS:
         raise UserError(f"unknown view {name!r}: choose from {', '.join(VIEWS)}")
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"views need RGB images (N, H, W, 3), got shape {images.shape}")
-    inside = images.min(initial=0) == 0 and images.max(initial=1) == 1  # false for NaN, too
-    if not (np.issubdtype(images.dtype, np.floating) and inside):
-        raise UserError("views need raw pixels, floats in [0, 1]: divide 8-bit images by 255")
+    images = pixels.check_rgb(images, "views")
     return VIEWS[name](images.astype(np.float32, copy=False))
 
 

@@ -206,7 +206,7 @@ def ask(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """(D, n, K) probabilities of every draw, and the records without their figures."""
     num_draws = min(num_draws, run.num_draws or num_draws)
-    x = (data.to_float(images.x) - run.scaling.shift) / run.scaling.scale
+    x = trained.inputs(run, data.to_float(images.x))
     mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
     probs, noise = mixture(run.source, x, num_draws)
     mean, std = probs.mean(0, dtype=np.float64), probs.std(0, dtype=np.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from bnn_jax import data
+from bnn_jax import data, views
 from bnn_jax.data import digits
 from bnn_jax.types import Dataset, Scaling, UserError
 
@@ -122,3 +122,28 @@ def test_a_limit_takes_some_of_each_part_in_their_order():
 def test_a_limit_that_leaves_one_class_is_refused():
     with pytest.raises(UserError, match="one class only"):
         data.load(data.Options(limit=1))
+
+
+def test_a_view_is_standardised_like_any_images(monkeypatch):
+    """By its own training part, and back to the view of the raw images."""
+    rng = np.random.default_rng(0)
+    raw = [rng.integers(0, 256, (n, 5, 5, 3), np.uint8) for n in (20, 6)]
+    parts = [data.Part(x, np.arange(len(x)) % 2) for x in raw]
+    whole = data.assemble("colours", *parts, num_classes=2, description="noise")
+    monkeypatch.setattr(data, "_loader", lambda options: lambda path, seed: whole)
+    assert data.load(data.Options()) is whole
+    for view in ("hsv", "fourier"):
+        found = data.load(data.Options(view=view))
+        np.testing.assert_allclose(found.x_train.mean((0, 1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(found.x_train.std((0, 1, 2)), 1, atol=1e-5)
+        wanted = views.apply(view, data.to_float(raw[1]))
+        np.testing.assert_allclose(data.to_images(found.x_test, found.scaling), wanted, atol=1e-5)
+        assert found.description == f"noise; view {view}"
+        assert data.fingerprint(found) != data.fingerprint(whole)
+    with pytest.raises(UserError, match="unknown view 'xyz': choose from"):
+        data.load(data.Options(view="xyz"))
+
+
+def test_a_view_needs_colours():
+    with pytest.raises(UserError, match="--view hsv is for RGB images; digits has none"):
+        data.load(data.Options(view="hsv"))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.stats import norm
+from PIL import Image
 
 from bnn_jax import augment, checkpoint, data, experiment, loop, predict, runs, settings, training
 from bnn_jax.nets import mlp
@@ -306,3 +307,22 @@ def test_chains_do_not_stream():
     """Every step of a chain takes all data, which a stream exists to avoid."""
     with pytest.raises(UserError, match="leave --stream out"):
         settings.check_chain(config(method="hmc", stream=True), None)
+
+
+@pytest.mark.parametrize("balance", ["none", "over_sample"])
+def test_no_crop_of_a_validation_or_test_image_is_trained_on(tmp_path, balance):
+    """From files on: every image has a grey of its own, which all its crops keep."""
+    for i in range(40):
+        folder = tmp_path / ("rare" if i % 4 == 0 else "common")
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (6, 6), 6 * i).save(folder / f"{i}.png")
+    how = config(dataset="folder", path=tmp_path, crop=4, flip_horizontal=True, balance=balance, steps=40)
+    found = experiment.load_data(how)
+    x, _ = seen_by(experiment.build(how, found), found, 40)
+    greys = np.rint((x * found.scaling.scale + found.scaling.shift) * 255 / 6).astype(int)
+    assert x.shape[2:] == (4, 4, 1)
+    assert (greys == greys[..., :1, :1, :]).all()
+    numbers_of = {part: {int(name.split("/")[1][:-4]) for name in ids} for part, ids in found.ids.items()}
+    assert set(greys.ravel().tolist()) == numbers_of["train"]
+    assert not numbers_of["train"] & (numbers_of["val"] | numbers_of["test"])
+    assert set().union(*numbers_of.values()) == set(range(40))

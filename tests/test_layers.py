@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 ROWS = [  # from the bottom: a module imports from rows below its own and never from its own or above
     "bnn_jax",
     "types",
-    "trees parts splits pixels augment corruptions style views artefacts",
+    "trees parts splits pixels",
+    "augment corruptions style views artefacts",
     "ops prepared norms",
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from bnn_jax import style
-from bnn_jax.report import html, plots, tables
+from bnn_jax.report import entropy, html, plots, tables
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -233,7 +233,7 @@ def figures():
     half = {name: s * 0.5 for name, s in std.items()}
     trace = random.normal(size=(4, 50))
     rhat = 1 + random.exponential(size=80) * 0.02
-    entropy, right = -(a * np.log(a)).sum(1), a.argmax(1) == y
+    nats, right = -(a * np.log(a)).sum(1), a.argmax(1) == y
     many = {f"m{i}": {"total_variation": i * 0.01, "agreement": 1 - 0.01 * i} for i in range(7)}
     uneven = {"map": {"total_variation": 0.01, "total_variation_interval": [0.02, 0.03]}}
     return {
@@ -256,11 +256,16 @@ def figures():
         "rhat, NaN and infinite": lambda: plots.rhat_histograms(
             np.full(5, np.nan), np.array([np.inf, np.nan, 0.999, 1.2])
         ),
-        "entropy": lambda: plots.entropy_split(
-            {"map": entropy, "vi": entropy}, {"map": 0 * entropy, "vi": entropy}, {"map": right, "vi": right}
+        "entropy": lambda: entropy.split(
+            {"map": nats, "vi": nats}, {"map": 0 * nats, "vi": nats}, {"map": right, "vi": right}
         ),
-        "entropy, none wrong": lambda: plots.entropy_split(
-            {"vi": entropy}, {"vi": entropy}, {"vi": right | True}
+        "entropy, none wrong": lambda: entropy.split({"vi": nats}, {"vi": nats}, {"vi": right | True}),
+        "entropy, groups": lambda: entropy.groups(
+            [
+                entropy.Row("right", nats, nats, "#0072B2"),
+                entropy.Row("digits", nats[:0], nats[:0], "#777777"),
+            ],
+            "Strange inputs",
         ),
         "disagreement": lambda: plots.disagreement(random.random((POINTS, 8, 8)), a, b, y, "map", "hmc"),
         "disagreement, colour, few": lambda: plots.disagreement(
@@ -280,6 +285,23 @@ def test_plot_draws_with_labels(name):
         assert axes.get_xlabel() or any(o.get_xlabel() for o in axes.get_shared_x_axes().get_siblings(axes))
         row = [o for o in shown if o.get_subplotspec().rowspan == axes.get_subplotspec().rowspan]
         assert any(o.get_ylabel() for o in row)
+
+
+def test_rows_of_entropy_tell_how_many_examples_they_have():
+    """Rows from the top in the order given; at most 500 dots, the bar over all."""
+    many, few = np.linspace(0, 0.5, 1201), np.full(3, 0.2)
+    rows = [
+        entropy.Row("right", many, 2 * many, "#0072B2"),
+        entropy.Row("wrong", few, few, "#D55E00", wrong=True),
+    ]
+    left, right = entropy.groups(rows, "x").axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["right (1,201)", "wrong (3)"]
+    assert left.get_ylim()[0] > left.get_ylim()[1]
+    assert [len(dots.get_offsets()) for dots in left.collections] == [500, 3]
+    bars = [line.get_xdata() for line in right.lines if line.get_linewidth() == 5 and len(line.get_xdata())]
+    np.testing.assert_allclose(bars, [[0.25, 0.75], [0.2, 0.2]])
+    legend = [text.get_text() for text in left.figure.legends[0].get_texts()]
+    assert legend == ["an example", "wrong", "middle half", "median"]
 
 
 def test_style_is_the_house_style_and_leaves_the_callers_alone():

@@ -1,6 +1,7 @@
 """scripts/evaluate.py as its users meet it: tiny real runs, scores by hand, what it refuses."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -421,6 +422,18 @@ def test_other_data_are_taken_as_the_run_saw_its_own(run, place, monkeypatch):
         np.testing.assert_allclose(other, np.full((3, *shape), wanted), rtol=1e-5)
         channels = shape[2] if len(shape) == 3 else None
         assert (asked[-1].image_size, asked[-1].channels, asked[-1].data_dir) == (size, channels, place)
+
+
+def test_views_of_pixels_are_not_corrupted(run):
+    """They are no pixels: blur of a spectrum is none of the image."""
+    loaded = trained.load(run)
+    seen = loaded._replace(config=dataclasses.replace(loaded.config, view="fourier"))
+    config = evaluate.Config(run, corruptions=True)
+    evaluate.check(config, loaded, data.load(loaded.config))
+    with pytest.raises(
+        UserError, match="--corruptions is for pixels as they are; the run sees the view fourier"
+    ):
+        evaluate.check(config, seen, data.load(loaded.config))
 
 
 def test_members_are_asked_equally_often(numbers, monkeypatch):

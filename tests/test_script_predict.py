@@ -74,9 +74,9 @@ def vi(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def point(images, tmp_path_factory):
-    """MAP, on the same images resized and in colours."""
+    """MAP, on the spectra of the same images resized and in colours."""
     out = tmp_path_factory.mktemp("map") / "run"
-    sizes = ("--image-size", "6", "--channels", "3")
+    sizes = ("--image-size", "6", "--channels", "3", "--view", "fourier")
     train("--dataset", "folder", "--path", images, *sizes, "--method", "map", "--out", out)
     return out
 

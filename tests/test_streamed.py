@@ -234,6 +234,8 @@ WRONG = {
     "groups": (["--group-by", "p"], "the data set shapes takes no --group-by"),
     "target": (["--target", "price"], "the data set shapes takes no --target"),
     "fold": (["--fold", "0"], "the data set shapes takes no --fold"),
+    "limit": (["--limit", "9"], "--stream reads whole parts: leave --limit out"),
+    "view": (["--view", "hsv"], "--stream reads pixels as they are: leave --view hsv out"),
     "skip": (["--skip-bad"], "the data set shapes takes no --skip-bad"),
     "no test": (
         ["--dataset", "half"],

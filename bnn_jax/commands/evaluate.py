@@ -107,6 +107,8 @@ def check(config: Config, run: trained.Trained, found: Dataset) -> None:
     shape = run.data["x_shape"]
     if config.corruptions and (len(shape) != 3 or shape[-1] not in (1, 3)):
         raise UserError(f"--corruptions is for images; {found.name} has examples of shape {tuple(shape)}")
+    if config.corruptions and run.config.view != "rgb":
+        raise UserError(f"--corruptions is for pixels as they are; the run sees the view {run.config.view}")
 
 
 def classification(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_jax import parts, splits
+from bnn_jax import parts, splits, views
 from bnn_jax.types import Dataset, Scaling, UserError
 
 DATA_DIR = "BNN_JAX_DATA"  # environment variable: the folder in which relative --path are looked up, too
@@ -39,6 +39,7 @@ class Options:
     target: str | None = None  # column of a table to predict; default: the last
     fold: int | None = None  # which of the splits that come with a table
     stream: bool = False  # read a prepared data set from disk during training, not into memory before
+    view: str = "rgb"  # RGB images as rgb, hsv or fourier (bnn_jax/views.py)
     limit: int | None = None  # at most so many examples of each part, drawn at random, for a quick look
     skip_bad: bool = False  # leave out what cannot be read, and list it, instead of stopping
 
@@ -69,7 +70,8 @@ def load(options: Options, seed: int = 0) -> Dataset:
     if "name" in takes:
         set_["name"] = options.dataset
     found = _loader(options)(path=find_path(options.path, root), seed=seed, **set_)
-    return found if options.limit is None else limited(found, options.limit, seed)
+    found = found if options.limit is None else limited(found, options.limit, seed)
+    return found if options.view == "rgb" else viewed(found, options.view)
 
 
 def generated(
@@ -108,13 +110,29 @@ def limited(found: Dataset, limit: int, seed: int = 0) -> Dataset:
     return check(found._replace(**taken, ids=ids, description=description))
 
 
+def viewed(found: Dataset, view: str) -> Dataset:
+    """The same RGB images in another view (`views`), standardised by it.
+
+    Raises:
+        UserError: no such view, or not RGB images.
+    """
+    if found.x_train.ndim != 4 or found.x_train.shape[-1] != 3:
+        raise UserError(f"--view {view} is for RGB images; {found.name} has none")
+    given = [f"x_{part}" for part in splits.PARTS if getattr(found, f"x_{part}") is not None]
+    raw = {name: views.apply(view, to_images(getattr(found, name), found.scaling)) for name in given}
+    shift, scale = _spread(raw["x_train"])
+    arrays = {name: (x - shift) / scale for name, x in raw.items()}
+    scaling = found.scaling._replace(shift=shift, scale=scale)
+    return found._replace(**arrays, scaling=scaling, description=f"{found.description}; view {view}")
+
+
 def chosen(options: Options, takes: Collection[str]) -> dict[str, Any]:
     """What the user has set beyond data set and place, by name.
 
     Raises:
         UserError: something that is not in `takes`.
     """
-    places = ("dataset", "path", "data_dir", "stream", "limit")
+    places = ("dataset", "path", "data_dir", "stream", "view", "limit")
     fields = [field for field in dataclasses.fields(Options) if field.name not in places]
     set_ = {f.name: getattr(options, f.name) for f in fields if getattr(options, f.name) != f.default}
     for name in set_:
@@ -251,10 +269,9 @@ def assemble(
     images = raw["train"].ndim == 4
     if raw["train"].size == 0:
         raise UserError(f"data set {name}, training part: no examples")
-    shift, scale = _moments(raw["train"])
-    if images and (scale == 0).all():
+    shift, scale = _spread(raw["train"])
+    if images and not np.ptp(raw["train"], axis=(0, 1, 2)).any():
         raise UserError(f"data set {name}: all training pixels have the same value")
-    scale = np.where(scale > 1e-7 * np.maximum(np.abs(shift), 1e-30), scale, np.float32(1))
     scaling = Scaling(shift, scale)
     if num_classes == 0:
         target = np.asarray(train.y, np.float64)
@@ -284,14 +301,16 @@ def assemble(
     )
 
 
-def _moments(x):
-    """Mean and standard deviation over all axes but the last, in float64, as the sum of millions of float32
-    pixels loses digits and differs between machines; block by block, as a float64 copy may not fit."""
+def _spread(x):
+    """Mean and standard deviation over all axes but the last, 1 for that of a constant. In float64, as the
+    sum of millions of float32 pixels loses digits and differs between machines; block by block, as a float64
+    copy may not fit."""
     axes, blocks = tuple(range(x.ndim - 1)), range(0, len(x), 256)
     number = x.size // x.shape[-1]
     mean = sum(x[i : i + 256].sum(axes, dtype=np.float64) for i in blocks) / number
     variance = sum(np.square(x[i : i + 256] - mean).sum(axes) for i in blocks) / number
-    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+    shift, scale = mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+    return shift, np.where(scale > 1e-7 * np.maximum(np.abs(shift), 1e-30), scale, np.float32(1))
 
 
 def to_float(x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_jax import compare, diagnostics, metrics, style
-from bnn_jax.report import html, plots, tables
+from bnn_jax.report import entropy, html, plots, tables
 
 
 class Evidence(NamedTuple):
@@ -106,7 +106,7 @@ def _pictures(results, evidence):
             (
                 "entropy",
                 "Aleatoric and epistemic entropy of right and wrong predictions.",
-                plots.entropy_split(
+                entropy.split(
                     {name: parts[1] for name, parts in split.items()},
                     {name: parts[2] for name, parts in split.items()},
                     {name: mean[name].argmax(-1) == labels for name in mean},

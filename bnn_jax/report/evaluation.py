@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnn_jax import regression_scores, scores, style
-from bnn_jax.report import html, judgement, plots, tables
+from bnn_jax.report import entropy, html, judgement, plots, tables
 
 _TITLES = {
     "accuracy": "accuracy ↑",
@@ -159,7 +159,7 @@ def _classification(results, evidence):
         [("referral", "Scores of the rest, and errors against the share answered.", figure)],
         referral_rows(results["referral"]) if results.get("referral") else None,
     )
-    split = plots.entropy_split(
+    split = entropy.split(
         {"model": evidence.aleatoric}, {"model": evidence.epistemic}, {"model": decided == labels}
     )
     yield (

@@ -264,59 +264,6 @@ def rhat_histograms(rhat_function: np.ndarray, rhat_weight: np.ndarray) -> Figur
 
 
 @style.styled
-def entropy_split(
-    aleatoric: Mapping[str, np.ndarray],
-    epistemic: Mapping[str, np.ndarray],
-    correct: Mapping[str, np.ndarray],
-) -> Figure:
-    """The two parts of the predictive entropy, for right and for wrong predictions of every method.
-
-    Args:
-      aleatoric, epistemic: method name to (T,) entropies in nats.
-      correct: method name to (T,) whether the prediction is right.
-
-    Dots are test points; the bar spans their middle half, the circle is the median.
-    """
-    figure = style.canvas(9.5, 2.1 + 0.7 * len(correct))
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    random, ticks = np.random.default_rng(0), []
-    for row, name in enumerate(correct):
-        hit = np.asarray(correct[name], bool)
-        for y, chosen, word in ((2.5 * row, hit, "right"), (2.5 * row + 1, ~hit, "wrong")):
-            ticks.append((y, f"{name}, {word} ({chosen.sum()})"))
-            for axes, part in zip(panels, (aleatoric, epistemic), strict=True):
-                if chosen.any():
-                    _strip(axes, np.maximum(part[name][chosen], 0), y, style.colour(name), word, random)
-    panels[0].set_yticks(*zip(*ticks, strict=True))
-    panels[0].set_ylim(2.5 * len(correct) - 0.9, -0.6)
-    panels[0].set_ylabel("method and prediction")
-    for axes, title in zip(
-        panels, ("Aleatoric: noise in the data", "Epistemic: doubt about the weights"), strict=True
-    ):
-        axes.set(title=title, xlabel="entropy (nats, log scale; linear below 0.001)")
-        axes.set_xscale("symlog", linthresh=1e-3, linscale=0.5)
-        axes.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
-        axes.set_xlim(left=-2e-4)
-        axes.grid(False, axis="y")
-    style.headline(figure, "Entropy of right and of wrong predictions")
-    for shape, label in (("o", "right"), ("x", "wrong")):
-        panels[0].plot([], [], ls="", marker=shape, ms=4, color=style.GREY, label=f"{label} prediction")
-    panels[0].plot([], [], lw=5, color=style.GREY, solid_capstyle="round", label="middle half")
-    panels[0].plot([], [], ls="", marker="o", ms=6, color="white", mec=style.GREY, mew=1.5, label="median")
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
-
-
-def _strip(axes, values, y, tint, word, random):
-    height = y + random.uniform(-0.32, 0.32, len(values))
-    shape = dict(marker="o", lw=0) if word == "right" else dict(marker="x", lw=1)
-    axes.scatter(values, height, s=9, color=tint, alpha=0.35, **shape)
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    axes.plot([low, high], [y, y], color=tint, lw=5, solid_capstyle="round")
-    axes.plot(median, y, marker="o", ms=6, color="white", mec=tint, mew=1.5)
-
-
-@style.styled
 def disagreement(
     images: np.ndarray,
     probs_a: np.ndarray,

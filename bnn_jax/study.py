@@ -152,8 +152,9 @@ def judged(run: Path, config: Config, judgement: Mapping[str, Any]) -> bool:
     record = runs.read_json(run / evaluate.RESULT)
     if record is None:
         return False
-    wanted = runs.as_config(config, leave_out=("out", *FREE))
-    changed = ", ".join(name for name in wanted if record["config"].get(name) != wanted[name])
+    given = runs.from_config(Config, record["config"], run)  # settings that are new since: their defaults
+    wanted, found = (runs.as_config(c, leave_out=("out", *FREE)) for c in (config, given))
+    changed = ", ".join(name for name in wanted if found[name] != wanted[name])
     if changed:
         raise UserError(
             f"{run} was trained with other settings ({changed}): delete it, or choose another --out"

@@ -314,6 +314,20 @@ def test_runs_of_a_study_that_was_changed_are_refused(toys):
     assert (toys.root / "docs" / "results" / "toys.json").read_bytes() == before
 
 
+def test_a_setting_that_is_new_since_a_run_counts_as_its_default(toys):
+    study.main(toys.study, toys.options)
+    for place in (toys.root / "runs" / "toys").iterdir():
+        record = json.loads((place / "evaluation.json").read_text()) if place.is_dir() else None
+        if record:
+            del record["config"]["view"]
+            runs.write_json(place / "evaluation.json", record)
+    study.main(toys.study, toys.options)
+    assert len(toys.asked) == 2
+    changed = {**toys.study.runs, "MAP": [experiment.Config(method="map", view="hsv")]}
+    with pytest.raises(UserError, match=r"was trained with other settings \(view\)"):
+        study.main(toys.study._replace(runs=changed), toys.options)
+
+
 def test_a_study_that_judges_differently_now_judges_again(toys):
     study.main(toys.study, toys.options)
     deeper = toys.study._replace(evaluate={"num_draws": 7})

@@ -163,6 +163,23 @@ def _quantile(values: np.ndarray, q: float) -> float | None:
         return _number(np.quantile(values, q)) if values.size else None
 
 
+def function_summary(values) -> dict[str, float | None]:
+    """R-hat (median, and what 5 % exceed) and bulk ESS (least, median; in draws) of function values.
+
+    values (C, D, ...), D >= 4; None where nothing is defined. Raises `UserError` as `rhat`.
+    """
+    return _summarised(rhat(values), ess_bulk(values))
+
+
+def _summarised(rhat_function, ess_function):
+    return {
+        "rhat_function_median": _quantile(rhat_function, 0.5),
+        "rhat_function_q95": _quantile(rhat_function, 0.95),
+        "ess_function_min": _quantile(ess_function, 0.0),
+        "ess_function_median": _quantile(ess_function, 0.5),
+    }
+
+
 def summary(draws, probs, trace: dict) -> dict:
     """The convergence report of a run of chains, ready for JSON.
 
@@ -195,12 +212,9 @@ def summary(draws, probs, trace: dict) -> dict:
         rhat_function, rhat_weight = rhat(values), rhat(weights)
         ess_function, ess_weight = ess_bulk(values), ess_bulk(weights)
     return {
-        "rhat_function_median": _quantile(rhat_function, 0.5),
-        "rhat_function_q95": _quantile(rhat_function, 0.95),
+        **_summarised(rhat_function, ess_function),
         "rhat_weight_median": _quantile(rhat_weight, 0.5),
         "rhat_weight_q95": _quantile(rhat_weight, 0.95),
-        "ess_function_min": _quantile(ess_function, 0.0),
-        "ess_function_median": _quantile(ess_function, 0.5),
         "ess_weight_median": _quantile(ess_weight, 0.5),
         "acceptance": _number(np.mean(np.asarray(trace["accept_prob"])[kept])) if kept.any() else None,
         "step_size": [_number(size) for size in np.asarray(trace["step_size"])[:, -1]],

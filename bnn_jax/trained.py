@@ -38,6 +38,8 @@ class Trained(NamedTuple):
     source: Any
     num_draws: int | None  # how many different draws there are; None without a limit
     over: Callable
+    mixed: np.ndarray | None = None  # of chains: draw i is number mixed[i] of all, chain after chain
+    num_chains: int = 0  # sound ones; 0 without chains
 
 
 def load(run: Path) -> Trained:
@@ -71,7 +73,8 @@ def load(run: Path) -> Trained:
         # Mixed, so that the first few draws come from every chain and from all of its length.
         mixed = np.random.default_rng(config.seed).permutation(number)
         pooled = jax.tree.map(lambda a: a[mixed], draws.pool(found, sound))
-        return Trained(config, model, info, scaling, predict.stacked, pooled, number, over)
+        of_chains = dict(mixed=mixed, num_chains=int(sound.sum()))
+        return Trained(config, model, info, scaling, predict.stacked, pooled, number, over, **of_chains)
     if not (run / training.OUTCOME).exists():
         raise unfinished
     single = config.members == 1
@@ -99,6 +102,16 @@ def regress(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarra
     means, variances = mixture(run.source, x, min(num_draws, run.num_draws or num_draws))
     shift, scale = run.scaling.target_shift, run.scaling.target_scale
     return np.float64(means) * scale + shift, np.float64(variances) * scale**2
+
+
+def by_chain(run: Trained, x: Any) -> np.ndarray:
+    """What each draw of each sound chain predicts, in the order of drawing: function values (C, D, T, ...),
+    centred log probabilities of classes or means of a regression."""
+    predictions = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
+    values, _ = predictions(run.source, x, run.num_draws)
+    in_order = values[np.argsort(run.mixed)]
+    chains = in_order.reshape(run.num_chains, -1, *values.shape[1:])
+    return diagnostics.function_values(chains) if values.ndim == 3 else chains
 
 
 def targets(run: Trained, y: np.ndarray) -> np.ndarray:

@@ -167,6 +167,16 @@ def test_console_fits_and_names_threshold_and_referral(width):
         assert words in text
 
 
+@pytest.mark.parametrize(("rhat", "told"), [(1.02, "draws (median)."), (1.3, "they have not met: draw more")])
+def test_chains_that_have_not_met_are_named(rhat, told):
+    chains = {"rhat_function_median": rhat, "rhat_function_q95": 1.4, "ess_function_median": 51.0}
+    console = Console(file=io.StringIO(), width=200)
+    console.print(evaluation.console(judged()[0] | chains | {"num_chains": 2}))
+    text = console.file.getvalue()
+    assert f"Predictions of 2 chains: R-hat {rhat:.3f} (median), 1.400 (95 %), worth 51.000 draws" in text
+    assert told in text
+
+
 # pictures
 
 

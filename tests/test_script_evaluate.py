@@ -15,7 +15,17 @@ from PIL import Image
 from test_data_catalogue import IMAGE, png, tensor, write
 from test_script_train import medmnist, table
 
-from bnn_jax import corruptions, data, experiment, predict, regression_scores, runs, scores, trained
+from bnn_jax import (
+    corruptions,
+    data,
+    diagnostics,
+    experiment,
+    predict,
+    regression_scores,
+    runs,
+    scores,
+    trained,
+)
 from bnn_jax.commands import evaluate
 from bnn_jax.commands import train as train_command
 from bnn_jax.report import dataset, evaluation
@@ -307,6 +317,22 @@ def test_a_regression_is_judged_in_the_unit_of_its_target(numbers, monkeypatch):
     assert not {"threshold", "temperature", "aurc"} & set(results)
     assert {path.stem for path in (numbers / "evaluation").glob("*.png")} == {"predicted", "coverage"}
     assert "RMSE" in (numbers / "evaluation.html").read_text(encoding="utf-8")
+
+
+def test_chains_tell_whether_they_have_met(numbers, tmp_path, monkeypatch):
+    """R-hat and effective draws of what they predict; of very short ones nothing."""
+    monkeypatch.setattr(evaluation, "write", WRITE)
+    source = ("--dataset", "table", "--path", numbers.parent / "houses.csv", "--method", "hmc")
+    sizes = ("--num-warmup", "24", "--num-draws", "8", "--block-size", "4", "--trajectory-length", "0.02")
+    train(*source, *sizes, "--steps", "100", "--out", tmp_path / "run")
+    results = call(tmp_path / "run", *FAST)
+    loaded = trained.load(tmp_path / "run")
+    values = trained.by_chain(loaded, data.load(loaded.config, loaded.config.seed).x_test)
+    assert values.shape[:2] == (2, 8)
+    assert results["rhat_function_median"] == pytest.approx(np.median(diagnostics.rhat(values)), rel=1e-3)
+    assert results["num_chains"] == 2
+    short = loaded._replace(num_draws=7)
+    assert evaluate.convergence(short, values) == {"num_chains": 2}
 
 
 def test_numbers_of_images_are_predicted_over_crops(tmp_path):

@@ -44,7 +44,7 @@ def test_a_study_has_what_it_promises(name):
         assert all(config.out is None and config.data_dir is None for config in configs)
     assert all(found.runs.values())
     evaluate.Config(run=Path(), **{**found.evaluate, **found.quick_evaluate})
-    known = (NUMBERS if configs[0].dataset == "table" else CLASSES) | {"seconds"}
+    known = (NUMBERS if configs[0].dataset == "table" else CLASSES) | {"seconds", "rhat_function_median"}
     assert found.columns
     assert set(found.columns) <= known
     for label, published in found.published.items():
@@ -194,7 +194,15 @@ def test_intervals_of_every_kind_are_told():
 
 def test_the_arrows_are_right():
     down = {"nll", "ece", "ece_classwise", "brier", "aurc", "rmse", "mae", "interval_width_95"}
-    neither = {"seconds", "temperature", "threshold", "coverage_50", "coverage_90", "coverage_95"}
+    neither = {
+        "seconds",
+        "rhat_function_median",
+        "temperature",
+        "threshold",
+        "coverage_50",
+        "coverage_90",
+        "coverage_95",
+    }
     up = (CLASSES | NUMBERS) - down - neither
     assert up == {
         "accuracy", "balanced_accuracy", "recall", "specificity", "precision", "f1", "auroc",

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bnn_jax import data, experiment, predict, runs, settings, trained, training
+from bnn_jax import data, diagnostics, experiment, predict, runs, settings, trained, training
 from bnn_jax.nets import mlp
 from bnn_jax.types import UserError
 
@@ -139,6 +139,10 @@ def test_chains(tmp_path):
     first = lambda tree: np.asarray(jax.tree.leaves(tree)[0])[:8, 0]
     assert 0 < np.isin(first(run.source), first(pooled)).sum() < 8
     np.testing.assert_allclose(ask(run, 16).mean, directly(pooled, parts), rtol=1e-4)
+    values = trained.by_chain(run, FOUND.x_test)
+    each = predict.build_each(parts.model.apply, parts.model.likelihood)
+    probs = np.stack([each(jax.tree.map(lambda a, c=c: a[c], drawn.draws), FOUND.x_test) for c in (0, 1)])
+    np.testing.assert_allclose(values, diagnostics.function_values(probs), rtol=1e-4, atol=1e-5)
     for frozen, left in (([0], 8), ([0, 1], 0)):
         for block in tmp_path.glob("block_*.npz"):
             arrays = dict(np.load(block))

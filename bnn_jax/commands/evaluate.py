@@ -21,6 +21,7 @@ from rich.progress import track
 from bnn_jax import (
     corruptions,
     data,
+    diagnostics,
     experiment,
     predict,
     regression_scores,
@@ -34,6 +35,7 @@ from bnn_jax.types import Dataset, UserError
 
 RESULT = "evaluation.json"
 SEVERITIES = range(1, 6)
+NUM_CHECKED = 500  # test examples whose function values are compared between chains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ def main(config: Config, found: Dataset | None = None) -> None:
     num_draws = -(-num_draws // options.members) * options.members  # each member as often as the others
     judge = classification if found.num_classes else regression
     results, evidence = judge(config, run, found, num_draws, console)
+    if run.num_chains:
+        results |= convergence(run, found.x_test)
     results |= {
         "num_draws": num_draws,
         "data": {
@@ -185,6 +189,14 @@ def regression(
     score = regression_scores.weighted_regression(means, variances, y)
     results = with_intervals(config, run, found, score)
     return results, evaluation.Evidence("regression", means=means, variances=variances, y=y)
+
+
+def convergence(run: trained.Trained, x: Any) -> dict[str, Any]:
+    """Whether the chains agree about the test examples, and how many draws their number is worth."""
+    if run.num_draws < diagnostics.MIN_DRAWS * run.num_chains:
+        return {"num_chains": run.num_chains}
+    values = trained.by_chain(run, x[: min(len(x), NUM_CHECKED)])
+    return {"num_chains": run.num_chains, **diagnostics.function_summary(values)}
 
 
 def with_intervals(

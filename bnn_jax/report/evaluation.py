@@ -36,6 +36,7 @@ _TITLES = {
     "interval_width_95": "width of 95 % intervals ↓",
 }
 _SHOWN = 8  # images in a gallery
+_MET = 1.05  # median R-hat from which chains have not met
 
 
 class Evidence(NamedTuple):
@@ -247,6 +248,14 @@ def _notes(results):
     notes = []
     if any(name.endswith("_interval") for name in results):
         notes.append(f"Interval: {results.get('interval', '95 % bootstrap interval over test examples')}.")
+    if results.get("rhat_function_median") is not None:
+        met = results["rhat_function_median"] < _MET
+        apart = "" if met else "; they have not met: draw more before you trust this"
+        notes.append(
+            f"Predictions of {results['num_chains']} chains: R-hat {_three(results['rhat_function_median'])} "
+            f"(median), {_three(results['rhat_function_q95'])} (95 %), worth "
+            f"{_three(results['ess_function_median'])} draws (median){apart}."
+        )
     if "threshold" in results:
         rule = results.get("threshold_rule", "chosen on validation data")
         text = f"Threshold {_three(results['threshold'])} on the probability of class 1"

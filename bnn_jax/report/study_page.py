@@ -7,9 +7,25 @@ import numpy as np
 
 LOWER = ("nll", "ece", "ece_classwise", "brier", "aurc", "rmse", "mae", "interval_width_95")
 BETTER = dict.fromkeys(LOWER, "↓") | dict.fromkeys(
-    ("seconds", "temperature", "threshold", "coverage_50", "coverage_90", "coverage_95"), ""
+    (
+        "seconds",
+        "rhat_function_median",
+        "temperature",
+        "threshold",
+        "coverage_50",
+        "coverage_90",
+        "coverage_95",
+    ),
+    "",
 )
-TITLES = {"nll": "NLL, nats", "ece": "ECE", "rmse": "RMSE", "auroc": "AUROC", "aurc": "AURC"}
+TITLES = {
+    "nll": "NLL, nats",
+    "ece": "ECE",
+    "rmse": "RMSE",
+    "auroc": "AUROC",
+    "aurc": "AURC",
+    "rhat_function_median": "R-hat",
+}
 
 
 def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()) -> str:

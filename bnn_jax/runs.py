@@ -11,8 +11,9 @@ import os
 import platform
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,11 +23,18 @@ from bnn_jax.types import UserError
 MARK = "run.json"
 
 
-def claim(out: Path, script: str, config: dict[str, Any], free: Sequence[str] = ()) -> None:
+def claim(
+    out: Path,
+    script: str,
+    config: dict[str, Any],
+    free: Sequence[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Make `out` the run folder of this configuration, or find that it is.
 
     Args:
         free: settings that may differ between the calls that continue a run; the folder keeps the newest.
+        defaults: of settings that may be newer than the run.
 
     Raises:
         UserError: the folder exists and is not a run of this script, or one with other settings.
@@ -35,7 +43,7 @@ def claim(out: Path, script: str, config: dict[str, Any], free: Sequence[str] = 
         raise UserError(f"--out {out} is a file; choose another folder")
     begun = MARK + ".tmp"  # all that a kill within `write_json` leaves of a new folder
     if out.is_dir() and any(path.name != begun for path in out.iterdir()):
-        found = read_mark(out, script)
+        found = {**defaults, **read_mark(out, script)}
         other = [name for name in config if found.get(name) != config[name]]
         if not other:
             return

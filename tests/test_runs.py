@@ -65,6 +65,16 @@ def test_other_settings_are_named(tmp_path):
     assert content(tmp_path) == before
 
 
+def test_a_setting_newer_than_the_run_counts_as_its_default(tmp_path):
+    runs.claim(tmp_path / "run", "train", {"seed": 1})
+    newer = {"seed": 1, "view": "rgb"}
+    runs.claim(tmp_path / "run", "train", newer, defaults={"seed": 0, "view": "rgb"})
+    with pytest.raises(UserError, match="view 'rgb' there, 'hsv' here"):
+        runs.claim(tmp_path / "run", "train", {"seed": 1, "view": "hsv"}, defaults={"seed": 0, "view": "rgb"})
+    with pytest.raises(UserError, match="seed 1 there, 0 here"):
+        runs.claim(tmp_path / "run", "train", {"seed": 0, "view": "rgb"}, defaults={"seed": 0, "view": "rgb"})
+
+
 @pytest.mark.parametrize(
     "mark",
     [

@@ -26,6 +26,7 @@ def test_every_line_is_drawn_as_given():
     assert drawn(b)["vi"].get_linestyle() != drawn(b)["map"].get_linestyle()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["vi", "map"]
     assert a.get_ylabel() == "score"
+    assert [drawn(axes)["vi"].get_marker() for axes in (a, b)] == ["None", "o"]  # one point is no line
     assert figure._suptitle.get_text() == "Headline"
 
 

@@ -64,6 +64,17 @@ def test_every_image_with_its_class_and_name(tmp_path):
     assert found.left_out == ()
 
 
+def test_either_of_two_classes_may_be_class_1(tmp_path):
+    """What recall and precision are of; the parts stay what they are."""
+    root = flat(tmp_path / "pets")
+    plain, same, other = (folder.load(root, positive=name) for name in (None, "dog", "cat"))
+    assert data.fingerprint(plain) == data.fingerprint(same)
+    assert other.class_names == ("dog", "cat")
+    assert other.ids == plain.ids
+    for part in splits.PARTS:
+        np.testing.assert_array_equal(getattr(other, f"y_{part}"), 1 - getattr(plain, f"y_{part}"))
+
+
 def test_the_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch):
     root, iterdir = flat(tmp_path / "pets"), Path.iterdir
     first = folder.load(root)
@@ -233,11 +244,13 @@ MISTAKES = {
     "given nothing": "needs data that come with parts",
     "useless ratios": "--ratios has no use",
     "useless groups": "--group-by has no use",
+    "unknown class 1": "--positive emu must be one of two class folders; .* has cat, dog",
 }
 OPTIONS = {
     "given nothing": {"split": "given"},
     "useless ratios": {"ratios": (8, 1, 1)},
     "useless groups": {"group_by": r"(\d)"},
+    "unknown class 1": {"positive": "emu"},
 }
 
 

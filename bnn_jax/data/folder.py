@@ -38,13 +38,15 @@ def load(
     split: str | None = None,
     ratios: tuple[float, float, float] | None = None,
     group_by: str | None = None,
+    positive: str | None = None,
     skip_bad: bool = False,
 ) -> Dataset:
     """The images below `path`, resized to `image_size`, as `pixels.read_all` reads them.
 
     Without `split`, part folders are kept and missing parts drawn from train (a ratio of 0: not drawn);
     without part folders all are drawn, stratified by class. `group_by` finds in a file's name, without its
-    folders, the group that stays together. An id is the path relative to `path`.
+    folders, the group that stays together. Classes are numbered by name; `positive` makes one of two class 1.
+    An id is the path relative to `path`.
 
     Raises:
         UserError: no such folder, no class folders or one only, folders that fit neither form, an empty
@@ -64,6 +66,9 @@ def load(
     files = [files[i] for i in kept]
     _check_classes(path, files, split)
     class_names, y = np.unique([label for _, _, label in files], return_inverse=True)
+    if positive is not None and (len(class_names) != 2 or positive not in class_names):
+        told = ", ".join(class_names)
+        raise UserError(f"--positive {positive} must be one of two class folders; {path} has {told}")
     ids = [name for name, _, _ in files]
     parts, how = partition(
         x,
@@ -76,6 +81,9 @@ def load(
         duplicates=content_hash(x),
         seed=seed,
     )
+    if positive == class_names[0]:  # after the split, which stays what it is
+        class_names = class_names[::-1]
+        parts = {part: found._replace(y=1 - found.y) for part, found in parts.items()}
     height, width, depth = x.shape[1:]
     del x  # the parts hold copies
     name = path.resolve().name

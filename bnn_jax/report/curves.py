@@ -60,7 +60,8 @@ def curves(
     for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
         for label, line in lines.items():
             x, y = np.asarray(line.x, float), np.asarray(line.y, float)
-            axes.plot(x, y, label=label, lw=1.6, **looks[label])
+            dot = "o" if len(x) == 1 else None  # a line of one point shows nothing
+            axes.plot(x, y, label=label, lw=1.6, marker=dot, **looks[label])
             if line.low is not None:
                 axes.fill_between(x, line.low, line.high, color=looks[label]["color"], alpha=0.15, lw=0)
         axes.set_title(style.shorten(title, 34))

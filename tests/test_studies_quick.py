@@ -1,0 +1,42 @@
+"""Every study runs from its command to its page, small: on real data where they are at hand."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from problems import load_script
+
+from bnn_jax import data, study
+
+NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "scripts" / "studies").glob("*.py"))
+GENERATED = ("kl_weight",)  # needs no files
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_runs_with_quick_and_continues_where_it_was(name, tmp_path, capsys):
+    if name not in GENERATED and data.DATA_DIR not in os.environ:
+        pytest.skip(f"raw data: set {data.DATA_DIR} to their folder")
+    found = load_script(name, "scripts/studies").STUDY
+    options = study.Options(quick=True, out=tmp_path)
+    study.main(found, options)
+    page = tmp_path / name / f"{name}.md"
+    text = page.read_text()
+    assert text.startswith(f"# {found.text.partition(chr(10))[0].rstrip('.')}\n")
+    plan = study.planned(found, quick=True)
+    assert all(f"| **{label}** |" in text for label in plan)
+    record = json.loads((page.parent / study.RESULTS).read_text())
+    assert set(record["methods"]) == set(plan)
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    drawn = {f"{name}/{path.name}" for path in page.with_suffix("").glob("*.png")}
+    assert set(shown) == drawn
+    for path in shown:
+        assert matplotlib.image.imread(page.parent / path).std() > 0.01
+    capsys.readouterr()
+    again = found._replace(analyse=None)
+    study.main(again, options)
+    assert "steps" not in capsys.readouterr().out  # nothing is trained a second time

@@ -111,7 +111,7 @@ STUDY = Study(
     runs={title: [Config(seed=seed, **_COMMON, **how) for seed in SEEDS] for title, how in _METHODS.items()},
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
     evaluate={"num_draws": 100},
-    quick=dict(epochs=1, limit=2000),
+    quick=dict(epochs=1, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
     analyse=analyse,
     sections=sections,

@@ -37,7 +37,7 @@ STUDY = Study(
     columns=("nll", "accuracy", "ece", "brier", "seconds"),
     evaluate={"num_draws": 100},
     published=PUBLISHED,
-    quick=dict(epochs=2, limit=2000),
+    quick=dict(epochs=1, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
 )
 

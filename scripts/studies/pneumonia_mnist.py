@@ -46,7 +46,7 @@ STUDY = Study(
     evaluate={"num_draws": 100, "recall": 0.97},
     published=PUBLISHED,
     referral=True,
-    quick=dict(epochs=2, limit=2000),
+    quick=dict(epochs=1, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
 )
 

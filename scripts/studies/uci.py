@@ -46,7 +46,7 @@ STUDY = Study(
     columns=("rmse", "nll", "coverage_95", "interval_width_95", "rhat_function_median", "seconds"),
     evaluate={"num_draws": 300, "num_bootstrap": 200},
     published=PUBLISHED,
-    quick=dict(steps=500, num_draws=100),
+    quick=dict(steps=500, num_warmup=40, num_draws=40, block_size=20, trajectory_length=0.03),
     quick_labels=["Boston, VI", "yacht, HMC"],
     quick_evaluate={"num_draws": 10, "num_bootstrap": 50},
 )

@@ -81,7 +81,9 @@ STUDY = Study(
         "standard, MC dropout (arXiv:1506.02142)": {"rmse": 2.97, "nll": 2.46},
         "standard, deep ensemble (arXiv:1612.01474)": {"rmse": 3.28, "nll": 2.41},
     },
-    quick=dict(steps=300, num_warmup=20, num_draws=20, block_size=20),
+    quick=dict(
+        steps=300, num_warmup=20, num_draws=20, block_size=20, trajectory_length=0.03, max_tree_depth=4
+    ),
     quick_evaluate={"num_draws": 20, "num_bootstrap": 50},
     quick_labels=[f"{method}, 85 : 15" for method in _METHODS],
     analyse=analyse,

@@ -36,9 +36,7 @@ class Options:
     split: str | None = None  # given, given_test (validation drawn anew) or random; default: as given
     ratios: tuple[float, float, float] | None = None  # of drawn parts: train, val, test; default 8 1 1
     group_by: str | None = None  # regular expression for file names: equal first groups stay together
-    positive: str | None = (
-        None  # of two class folders that of class 1 (recall, precision); default the second
-    )
+    positive: str | None = None  # class folder that recall and precision are of; default the second of two
     target: str | None = None  # column of a table to predict; default: the last
     fold: int | None = None  # which of the splits that come with a table
     stream: bool = False  # read a prepared data set from disk during training, not into memory before

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bnn_jax import runs, style, training
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
@@ -25,7 +23,11 @@ _DATA = {
     "1-D": dict(dataset="signals", net="convnet(widths=(8, 16))"),
     "2-D": dict(dataset="gratings", net="convnet(widths=(8, 16))"),
 }
-_HMC = dict(method="hmc", num_warmup=100, num_draws=200, block_size=100)
+_HMC = {
+    "1-D": dict(method="hmc", num_warmup=100, num_draws=200, block_size=100),
+    # A gradient costs several times as much: half of the default trajectory, and fewer draws.
+    "2-D": dict(method="hmc", num_warmup=80, num_draws=120, block_size=40, trajectory_length=0.785),
+}
 
 
 def label(data: str, beta: float) -> str:
@@ -37,7 +39,7 @@ RUNS = {}
 for name, data in _DATA.items():
     configs = {f"{name}, MAP": dict(method="map")}
     configs |= {label(name, beta): dict(method="vi", beta=beta, record_std=True) for beta in BETAS}
-    configs |= {f"{name}, HMC": _HMC}
+    configs |= {f"{name}, HMC": _HMC[name]}
     for title, how in configs.items():
         RUNS[title] = [Config(seed=seed, **_COMMON | data | how) for seed in SEEDS]
 
@@ -47,31 +49,26 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     found: dict[str, Any] = {}
     for name in _DATA:
         there = [beta for beta in BETAS if label(name, beta) in folders]
-        histories = {beta: recorded(folders[label(name, beta)]) for beta in there}
-        layers = [key for key in next(iter(histories.values())) if key.endswith("_kernel")]
-        panels = {}
-        for layer in layers:
-            lines = {}
-            for beta, history in histories.items():
-                std = history[layer]  # (seeds, epochs)
-                epochs = np.arange(1, std.shape[1] + 1)
-                lines[f"beta {beta:g}"] = curves.Line(epochs, std.mean(0), std.min(0), std.max(0))
-            panels[title_of(layer)] = lines
+        histories = {
+            beta: [runs.read_json(folder / training.HISTORY) for folder in folders[label(name, beta)]]
+            for beta in there
+        }
+        row = histories[there[0]][0][0]
+        layers = [key for key in row if key.startswith("std_") and key.endswith("_kernel")]
+        panels = {
+            title_of(layer): {
+                f"beta {beta:g}": curves.over_runs(of_beta, layer) for beta, of_beta in histories.items()
+            }
+            for layer in layers
+        }
         told = dict(ordered=True, log_y=True, headline=f"{name}: width of the posterior by weight of the KL")
         figure = curves.curves(panels, "epoch", "mean posterior std", **told)
         style.save(figure, pictures / f"std_{name.lower()}.png")
         found[name] = {
-            title_of(layer): {f"{beta:g}": float(h[layer][:, -1].mean()) for beta, h in histories.items()}
-            for layer in layers
+            title: {beta.removeprefix("beta "): float(line.y[-1]) for beta, line in lines.items()}
+            for title, lines in panels.items()
         }
     return found
-
-
-def recorded(folders: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Column -> (seeds, epochs) of the recorded standard deviations."""
-    histories = [runs.read_json(folder / training.HISTORY) for folder in folders]
-    names = [name for name in histories[0][0] if name.startswith("std_")]
-    return {name: np.array([[row[name] for row in history] for history in histories]) for name in names}
 
 
 def title_of(layer: str) -> str:

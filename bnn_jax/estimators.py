@@ -16,8 +16,6 @@ weights of other layers (norms, noise) are sampled once and shared by the batch.
 gets independent noise at each call.
 """
 
-import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax import ops
-from bnn_jax.trees import stack
+from bnn_jax.trees import at, stack
 from bnn_jax.types import Estimator, Key, Posterior, UserError
 
 STRATEGIES = ("vmap", "unroll", "map")
@@ -204,7 +202,7 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, 
                 if not ops.is_linear_call(context):
                     return next_fun(*args, **kwargs)
                 calls += 1
-                own = [functools.reduce(operator.getitem, layer.path, tree) for tree in (mean, std, draw)]
+                own = [at(tree, layer.path) for tree in (mean, std, draw)]
                 # Cast at the last moment: the difference of a draw and the mean would drown in bfloat16.
                 apply = lambda params, x: ops.unbound(layer).apply({"params": ops.cast(params, dtype)}, x)
                 return layer_sample(jax.random.fold_in(key_layers, calls), layer, apply, *args, *own)

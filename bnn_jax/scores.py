@@ -219,6 +219,17 @@ def ood_auroc(uncertainty_in, uncertainty_out) -> float:
     return float(roc_auc_score(foreign, np.concatenate([inside, outside])))
 
 
+def of_mistakes(right, uncertainty) -> dict[str, float | None]:
+    """Mean uncertainty of `right` (T,) predictions and of `wrong` ones, and the `auroc` with which it tells
+    the wrong ones; None where there are none. Raises `UserError` as `ood_auroc`."""
+    of_right, of_wrong = np.asarray(uncertainty)[right], np.asarray(uncertainty)[~np.asarray(right)]
+    return {
+        "right": float(of_right.mean()) if len(of_right) else None,
+        "wrong": float(of_wrong.mean()) if len(of_wrong) else None,
+        "auroc": ood_auroc(of_right, of_wrong) if len(of_right) and len(of_wrong) else None,
+    }
+
+
 def bootstrap(
     score: Score, num_examples: int, *, seed: int, replicates: int = 1000, groups=None
 ) -> dict[str, tuple[float, float]]:

@@ -38,8 +38,7 @@ class Trained(NamedTuple):
     source: Any
     num_draws: int | None  # how many different draws there are; None without a limit
     over: Callable
-    mixed: np.ndarray | None = None  # of chains: draw i is number mixed[i] of all, chain after chain
-    num_chains: int = 0  # sound ones; 0 without chains
+    chains: np.ndarray | None = None  # (C, D) numbers of the draws of each sound chain, in their order
 
 
 def load(run: Path) -> Trained:
@@ -73,8 +72,8 @@ def load(run: Path) -> Trained:
         # Mixed, so that the first few draws come from every chain and from all of its length.
         mixed = np.random.default_rng(config.seed).permutation(number)
         pooled = jax.tree.map(lambda a: a[mixed], draws.pool(found, sound))
-        of_chains = dict(mixed=mixed, num_chains=int(sound.sum()))
-        return Trained(config, model, info, scaling, predict.stacked, pooled, number, over, **of_chains)
+        chains = np.argsort(mixed).reshape(-1, config.num_draws)
+        return Trained(config, model, info, scaling, predict.stacked, pooled, number, over, chains)
     if not (run / training.OUTCOME).exists():
         raise unfinished
     single = config.members == 1
@@ -109,9 +108,8 @@ def by_chain(run: Trained, x: Any) -> np.ndarray:
     centred log probabilities of classes or means of a regression."""
     predictions = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
     values, _ = predictions(run.source, x, run.num_draws)
-    in_order = values[np.argsort(run.mixed)]
-    chains = in_order.reshape(run.num_chains, -1, *values.shape[1:])
-    return diagnostics.function_values(chains) if values.ndim == 3 else chains
+    of_chains = values[run.chains]
+    return diagnostics.function_values(of_chains) if values.ndim == 3 else of_chains
 
 
 def targets(run: Trained, y: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Small operations on parameter pytrees, used everywhere."""
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,11 @@ def normal_like(key: Key, tree: Params) -> Params:
         cut = jnp.split(drawn, ends[:-1])
         noise |= {i: part.reshape(leaves[i].shape) for i, part in zip(places, cut, strict=True)}
     return jax.tree.unflatten(structure, [noise[i] for i in range(len(leaves))])
+
+
+def at(tree: Any, path: Sequence[str]) -> Any:
+    """What lies at `path` of nested mappings."""
+    return functools.reduce(operator.getitem, path, tree)
 
 
 def tree_sum(tree: Any) -> jax.Array:

@@ -426,3 +426,11 @@ def test_share_for_a_recall_that_is_none(recall):
         scores.share_for_recall(probs, [0, 1], [0, 1], 0.5, recall)
     with pytest.raises(UserError, match="two classes and a case of class 1"):
         scores.share_for_recall(probs, [0, 0], [0, 1], 0.5, 0.9)
+
+
+def test_the_uncertainty_of_mistakes_by_hand():
+    right, uncertainty = np.array([True, False, True, False]), np.array([0.1, 0.4, 0.3, 0.2])
+    told = scores.of_mistakes(right, uncertainty)  # of four pairs three have the wrong one above
+    assert told == {"right": pytest.approx(0.2), "wrong": pytest.approx(0.3), "auroc": 0.75}
+    none_wrong = scores.of_mistakes(right | True, uncertainty)
+    assert none_wrong == {"right": pytest.approx(0.25), "wrong": None, "auroc": None}

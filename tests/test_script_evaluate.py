@@ -331,7 +331,7 @@ def test_chains_tell_whether_they_have_met(numbers, tmp_path, monkeypatch):
     assert values.shape[:2] == (2, 8)
     assert results["rhat_function_median"] == pytest.approx(np.median(diagnostics.rhat(values)), rel=1e-3)
     assert results["num_chains"] == 2
-    short = loaded._replace(num_draws=7)
+    short = loaded._replace(chains=loaded.chains[:, :3])
     assert evaluate.convergence(short, values) == {"num_chains": 2}
 
 

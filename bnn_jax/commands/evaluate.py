@@ -74,7 +74,7 @@ def main(config: Config, found: Dataset | None = None) -> None:
     num_draws = -(-num_draws // options.members) * options.members  # each member as often as the others
     judge = classification if found.num_classes else regression
     results, evidence = judge(config, run, found, num_draws, console)
-    if run.num_chains:
+    if run.chains is not None:
         results |= convergence(run, found.x_test)
     results |= {
         "num_draws": num_draws,
@@ -193,10 +193,11 @@ def regression(
 
 def convergence(run: trained.Trained, x: Any) -> dict[str, Any]:
     """Whether the chains agree about the test examples, and how many draws their number is worth."""
-    if run.num_draws < diagnostics.MIN_DRAWS * run.num_chains:
-        return {"num_chains": run.num_chains}
+    num_chains, num_draws = run.chains.shape
+    if num_draws < diagnostics.MIN_DRAWS:
+        return {"num_chains": num_chains}
     values = trained.by_chain(run, x[: min(len(x), NUM_CHECKED)])
-    return {"num_chains": run.num_chains, **diagnostics.function_summary(values)}
+    return {"num_chains": num_chains, **diagnostics.function_summary(values)}
 
 
 def with_intervals(

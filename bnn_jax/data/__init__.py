@@ -121,7 +121,8 @@ def viewed(found: Dataset, view: str) -> Dataset:
         raise UserError(f"--view {view} is for RGB images; {found.name} has none")
     given = [f"x_{part}" for part in splits.PARTS if getattr(found, f"x_{part}") is not None]
     raw = {name: views.apply(view, to_images(getattr(found, name), found.scaling)) for name in given}
-    shift, scale = _spread(raw["x_train"])
+    shift, scale = _moments(raw["x_train"])
+    scale = _guarded(shift, scale)
     arrays = {name: (x - shift) / scale for name, x in raw.items()}
     scaling = found.scaling._replace(shift=shift, scale=scale)
     return found._replace(**arrays, scaling=scaling, description=f"{found.description}; view {view}")
@@ -270,9 +271,10 @@ def assemble(
     images = raw["train"].ndim == 4
     if raw["train"].size == 0:
         raise UserError(f"data set {name}, training part: no examples")
-    shift, scale = _spread(raw["train"])
-    if images and not np.ptp(raw["train"], axis=(0, 1, 2)).any():
+    shift, scale = _moments(raw["train"])
+    if images and (scale == 0).all():
         raise UserError(f"data set {name}: all training pixels have the same value")
+    scale = _guarded(shift, scale)
     scaling = Scaling(shift, scale)
     if num_classes == 0:
         target = np.asarray(train.y, np.float64)
@@ -302,16 +304,19 @@ def assemble(
     )
 
 
-def _spread(x):
-    """Mean and standard deviation over all axes but the last, 1 for that of a constant. In float64, as the
-    sum of millions of float32 pixels loses digits and differs between machines; block by block, as a float64
-    copy may not fit."""
+def _moments(x):
+    """Mean and standard deviation over all axes but the last, in float64, as the sum of millions of float32
+    pixels loses digits and differs between machines; block by block, as a float64 copy may not fit."""
     axes, blocks = tuple(range(x.ndim - 1)), range(0, len(x), 256)
     number = x.size // x.shape[-1]
     mean = sum(x[i : i + 256].sum(axes, dtype=np.float64) for i in blocks) / number
     variance = sum(np.square(x[i : i + 256] - mean).sum(axes) for i in blocks) / number
-    shift, scale = mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-    return shift, np.where(scale > 1e-7 * np.maximum(np.abs(shift), 1e-30), scale, np.float32(1))
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def _guarded(shift, scale):
+    """The scale, 1 where a column is constant."""
+    return np.where(scale > 1e-7 * np.maximum(np.abs(shift), 1e-30), scale, np.float32(1))
 
 
 def to_float(x: np.ndarray) -> np.ndarray:

@@ -10,8 +10,6 @@ an example. The rate is not learned: it, and not the data, sets how wide q is (G
 arXiv:1506.02142; Osband, "Risk versus uncertainty in deep learning", 2016).
 """
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bnn_jax.trees import at
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 
@@ -54,10 +53,10 @@ def build(
         later = layers[1:]
         if not later:
             return params
-        ends = np.cumsum([_kernel(params, path).shape[-2] for path in later])
+        ends = np.cumsum([at(params, (*path, "kernel")).shape[-2] for path in later])
         kept = jax.random.bernoulli(key, 1 - rate, (int(ends[-1]),))  # one draw: compiles faster than many
         for path, units in zip(later, jnp.split(kept, ends[:-1]), strict=True):
-            masked = jnp.where(units[:, None], _kernel(params, path) / (1 - rate), 0)
+            masked = jnp.where(units[:, None], at(params, (*path, "kernel")) / (1 - rate), 0)
             params = _changed(params, path, masked)
         return params
 
@@ -75,11 +74,6 @@ def build(
         }
 
     return Algorithm(init, step, sample=lambda key, state: drop(key, state.params))
-
-
-def _kernel(params: Params, path: tuple[str, ...]) -> jax.Array:
-    """The kernel (..., inputs, outputs) of the layer at `path`."""
-    return functools.reduce(operator.getitem, (*path, "kernel"), params)
 
 
 def _changed(params: Params, path: tuple[str, ...], kernel: jax.Array) -> Any:

@@ -95,7 +95,9 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         loaded = trained.load(there[0])
         parts = parts or experiment.load_data(loaded.config)  # the first seed's, the same for all
         given = trained.classify(loaded, parts.x_test, 5 if quick else NUM_DRAWS)
-        entropy[f"{net}, {method}"] = of_mistakes(given, parts.y_test)
+        right = given.mean.argmax(-1) == parts.y_test
+        told = scores.of_mistakes(right, given.total)
+        entropy[f"{net}, {method}"] = {"num_wrong": int((~right).sum()), **told}
         if method == "VI":
             predicted[net] = given.mean
             reached[net] = np.mean([runs.read_json(f / training.HISTORY)[-1]["val_nll"] for f in there])
@@ -118,18 +120,6 @@ def learning(folders: Mapping[str, Sequence[Path]], data: str):
                 epochs = [row["step"] / per_epoch for row in histories[0]]
                 panels.setdefault(net, {})[method] = line._replace(x=epochs)
     return curves.curves(panels, "epoch", "validation NLL, nats", data.capitalize(), share_y=True)
-
-
-def of_mistakes(given, labels: np.ndarray) -> dict[str, float | None]:
-    """Number of wrong predictions, mean entropy of right and wrong ones, AUROC; None where undefined."""
-    right = given.mean.argmax(-1) == labels
-    of_right, of_wrong = given.total[right], given.total[~right]
-    return {
-        "num_wrong": len(of_wrong),
-        "entropy_right": float(of_right.mean()) if len(of_right) else None,
-        "entropy_wrong": float(of_wrong.mean()) if len(of_wrong) else None,
-        "auroc_wrong": scores.ood_auroc(of_right, of_wrong) if len(of_right) and len(of_wrong) else None,
-    }
 
 
 def sections(found: dict[str, Any]) -> list[str]:

@@ -27,7 +27,6 @@ from bnn_jax.types import Dataset
 
 SEEDS = range(3)
 PASSES = 30
-SHOWN = 2  # images of a group
 _COMMON = dict(
     dataset="folder",
     path=Path("chest_xray_224"),
@@ -123,7 +122,7 @@ def gallery(images, groups, parts):
     shown, titles = [], []
     for name, group in groups.items():
         order = np.argsort(group.total, kind="stable")
-        for i in (order[[len(order) // 2, -1]] if len(order) else ())[:SHOWN]:
+        for i in order[[len(order) // 2, -1]] if len(order) else ():
             k = group.mean[i].argmax()
             told = f"{parts.class_names[k].lower()} {group.mean[i, k]:.2f} ± {group.std[i, k]:.2f}"
             split = f"{group.aleatoric[i]:.2f} + {group.epistemic[i]:.2f} nats"

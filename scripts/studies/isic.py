@@ -57,7 +57,6 @@ _FIVE = dict(net="blocks(widths=(16, 32, 64), hidden=64)")
 _INCEPTION = dict(net="inception(width=0.25)")
 _MAP = dict(method="map")
 _VI = dict(method="vi", estimator="sampling", beta_warmup=200)
-_RATES = {"0.0003": 3e-4, "0.001": 1e-3, "0.003": 3e-3}
 _ALL = {
     "RGB, MAP": dict(**_FIVE, **_MAP),
     "RGB, dropout": dict(method="dropout(rate=0.25)", **_FIVE),
@@ -87,13 +86,12 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         strides = STRIDES[:3] if quick else STRIDES
         found["crops"] = [by_stride(place, strides, num_draws) for place in folders["RGB, VI, crops"]]
     panels = {"validation NLL, nats": {}, "validation accuracy": {}}
-    for label in set(_SWEEP) & set(folders):
+    for label in filter(folders.__contains__, _SWEEP):
         histories = [runs.read_json(place / training.HISTORY) for place in folders[label]]
         rate = f"{runs.read_mark(folders[label][0], experiment.SCRIPT)['learning_rate']:g}"
         steps = [row["step"] for row in histories[0]]
         for title, name in zip(panels, ("val_nll", "val_accuracy"), strict=True):
             panels[title][rate] = curves.over_runs(histories, name)._replace(x=steps)
-    panels = {title: dict(sorted(lines.items())) for title, lines in panels.items()}
     figure = curves.curves(panels, "step", "", "VI of five layers by learning rate", ordered=True)
     style.save(figure, pictures / "rates.png")
     found["patches"] = patches(trained.load(folders["RGB, VI"][0]))
@@ -111,19 +109,19 @@ def fused(places: Sequence[Sequence[Path]], num_draws: int) -> list[dict[str, di
             for part, all_ in probs.items():
                 x = getattr(parts, f"x_{part}")
                 all_.append(trained.classify(loaded, x, num_draws).mean)
-        rules = dict(zip(("RGB", "HSV", "spectrum"), range(3), strict=True))
-        pools = {name: (lambda p, i=i: p[i]) for name, i in rules.items()}
-        pools |= {
-            "average": lambda p: fusion.average(np.stack(p)),
-            "product": lambda p: fusion.product(np.stack(p)),
-        }
+        val, test = pooled(probs["val"]), pooled(probs["test"])
         record = {}
-        for name, pool in pools.items():
-            val, test = pool(probs["val"]), pool(probs["test"])
-            threshold = scores.choose_threshold(val, parts.y_val, "youden")
-            record[name] = scores.classification(test, parts.y_test, threshold)
+        for name in test:
+            threshold = scores.choose_threshold(val[name], parts.y_val, "youden")
+            record[name] = scores.classification(test[name], parts.y_test, threshold)
         found.append(record)
     return found
+
+
+def pooled(probs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The predictions (T, K) of the three views, and of two ways to join them."""
+    each = dict(zip(("RGB", "HSV", "spectrum"), probs, strict=True))
+    return each | {"average": fusion.average(np.stack(probs)), "product": fusion.product(np.stack(probs))}
 
 
 def by_stride(place: Path, strides: Sequence[int | None], num_draws: int) -> dict[str, dict[str, float]]:

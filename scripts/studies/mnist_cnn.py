@@ -45,13 +45,14 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         parts = experiment.load_data(loaded.config)
         given = trained.classify(loaded, parts.x_test, 10 if quick else 100)
         right = given.mean.argmax(-1) == parts.y_test
+        total, epistemic = (scores.of_mistakes(right, u) for u in (given.total, given.epistemic))
         found[method] = {
             "num_wrong": int((~right).sum()),
-            "entropy_right": float(given.total[right].mean()),
-            "entropy_wrong": float(given.total[~right].mean()),
-            "epistemic_right": float(given.epistemic[right].mean()),
-            "epistemic_wrong": float(given.epistemic[~right].mean()),
-            "auroc_wrong": scores.ood_auroc(given.total[right], given.total[~right]),
+            "entropy_right": total["right"],
+            "entropy_wrong": total["wrong"],
+            "epistemic_right": epistemic["right"],
+            "epistemic_wrong": epistemic["wrong"],
+            "auroc_wrong": total["auroc"],
         }
     figure = gallery(parts, given)  # of the last, VI
     style.save(figure, pictures / "mistakes.png")

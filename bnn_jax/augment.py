@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
+from bnn_jax import ops
 from bnn_jax.types import Key, UserError
 
 
@@ -194,7 +195,7 @@ def over_crops(f: Callable, size: int, stride: int) -> Callable:
         images = jnp.asarray(images)
         shape = (images.shape[0], size, size, images.shape[3])
         one = lambda corner: f(jax.lax.dynamic_slice(images, (0, *corner, 0), shape))
-        values = jax.lax.map(one, jnp.asarray(_corners(images.shape[1:3], size, stride)))
+        values = jax.lax.map(ops.in_loop(one), jnp.asarray(_corners(images.shape[1:3], size, stride)))
         return jax.tree.map(lambda a: a.mean(0), values)
 
     return mean

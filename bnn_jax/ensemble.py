@@ -6,6 +6,7 @@ program splits over devices without communication (Lakshminarayanan et al., arXi
 
 import jax
 
+from bnn_jax import ops
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 
@@ -23,7 +24,7 @@ def build(algorithm: Algorithm, size: int) -> Algorithm:
 
     def step(key: Key, state, batch: Batch) -> tuple[object, Info]:
         keys = jax.random.split(key, size)
-        return jax.vmap(algorithm.step, in_axes=(0, 0, None))(keys, state, batch)
+        return jax.vmap(ops.in_loop(algorithm.step), in_axes=(0, 0, None))(keys, state, batch)
 
     def sample(key: Key, state) -> Params:
         return jax.vmap(algorithm.sample)(jax.random.split(key, size), state)

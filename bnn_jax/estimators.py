@@ -54,9 +54,9 @@ def over_samples(f: Callable, xs: Any, strategy: Strategy = None) -> Any:
     if strategy not in STRATEGIES:
         raise UserError(f"unknown strategy {strategy!r}: choose from {', '.join(STRATEGIES)}")
     if strategy == "vmap":
-        return jax.vmap(f)(xs)
+        return jax.vmap(ops.in_loop(f))(xs)
     if strategy == "map":
-        return jax.lax.map(f, xs)
+        return jax.lax.map(ops.in_loop(f), xs)
     count = jax.tree.leaves(xs)[0].shape[0]
     return stack([f(jax.tree.map(lambda a, i=i: a[i], xs)) for i in range(count)])
 

@@ -2,7 +2,8 @@
 
 Step t uses the key fold_in(key, t), and epoch e the order of examples that (key, e) seeds, so that a
 run resumed at step t continues as if it had not stopped. The steps of a chunk run inside one compiled
-program; between chunks the host reports progress, and only there.
+loop, or one by one where convolutions are slow in loops (`ops`); between chunks the host reports progress,
+and only there.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bnn_jax import sharding, stream
+from bnn_jax import ops, sharding, stream
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 CHUNK_SIZE = 50  # steps between two reports of progress
@@ -140,36 +141,55 @@ def stepper(
         shapes = jax.eval_shape(take, state, 0, batch, numbers)[1]
         return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shapes)
 
+    rows_of = lambda data, rows: jax.tree.map(lambda a: a[rows], data)
+
     @partial(jax.jit, donate_argnums=0)
     def run(state, data, rows, numbers, first, count):
         def body(i, carry):
             state, total = carry
-            batch = jax.tree.map(lambda a: a[rows[i]], data)
-            state, info = take(state, first + i, batch, numbers[i])
+            state, info = take(state, first + i, rows_of(data, rows[i]), numbers[i])
             return state, jax.tree.map(jnp.add, total, info)
 
-        total = zeros(state, jax.tree.map(lambda a: a[rows[0]], data), numbers[0])
+        total = zeros(state, rows_of(data, rows[0]), numbers[0])
         state, total = jax.lax.fori_loop(0, count, body, (state, total))
         return state, jax.tree.map(lambda a: a / count, total)
 
     @partial(jax.jit, donate_argnums=0)
     def run_one(state, batch, numbers, t):
-        return take(state, t, batch, numbers)
+        with ops.outside_loops():
+            return take(state, t, batch, numbers)
+
+    @partial(jax.jit, donate_argnums=0)
+    def run_rows(state, data, rows, numbers, t):
+        with ops.outside_loops():
+            return take(state, t, rows_of(data, rows), numbers)
+
+    one_by_one = None  # whether a step holds what is slow in loops: known when the first is traced
 
     def from_memory(state, first, last):
+        nonlocal one_by_one
         numbers = order(key_order, len(visit), batch_size, first, chunk_size)
-        return run(state, placed, visit[numbers], numbers, first, last - first)
+        if one_by_one is None:
+            step = run_rows.trace(state, placed, visit[numbers[0]], numbers[0], first)
+            one_by_one = ops.slow_in_loops(step.jaxpr)
+        if not one_by_one:
+            return run(state, placed, visit[numbers], numbers, first, last - first)
+        infos = []
+        for t, row in zip(range(first, last), numbers, strict=False):
+            state, info = run_rows(state, placed, visit[row], row, t)
+            infos.append(info)
+        return state, _mean(infos)
 
     def from_stream(state, first, last):
         numbers = order(key_order, len(visit), batch_size, first, last - first)
         which = dict(process_index=jax.process_index(), process_count=jax.process_count())
         batches = stream.batches(data.x, data.y, visit[numbers], **which)
-        total = None
+        infos = []
         for t, batch in zip(range(first, last), batches, strict=True):
             batch = sharding.assemble(batch, mesh) if mesh else jax.tree.map(jnp.asarray, batch)
             state, info = run_one(state, batch, numbers[t - first], t)
-            total = info if total is None else jax.tree.map(jnp.add, total, info)
-        return state, jax.tree.map(lambda a: a / (last - first), total)
+            infos.append(info)
+        return state, _mean(infos)
 
     streamed = isinstance(data.x, stream.Source)
     if not streamed:
@@ -186,6 +206,10 @@ def stepper(
         return state, means
 
     return advance
+
+
+def _mean(infos):
+    return jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(infos))
 
 
 def check_batch(num_data: int, batch_size: int) -> None:

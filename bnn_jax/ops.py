@@ -4,15 +4,19 @@ On an accelerator the native convolution is kept. XLA's CPU backend runs a convo
 `while` or `scan` 7 to 40 times slower than outside (jax-ml/jax#12868), and HMC lives in such a loop;
 there a convolution becomes k_h k_w shifted slices and one matrix product (im2col), which costs the
 same inside and outside of loops, and which under `vmap` over kernels stays a batched matrix product
-instead of a grouped convolution. Both lowerings compute the same sum in another order.
+instead of a grouped convolution. Both lowerings compute the same sum in another order. Nobody can tell
+from within whether a loop surrounds a convolution, so im2col is what CPU gets; what calls a compiled step
+again and again from Python says so by `outside_loops`, and has the native one, up to four times faster.
 
 Max pooling with windows equal to strides is a reshape and a selection, whose gradient is another selection
 instead of a select-and-scatter.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,11 +27,48 @@ from jax import lax
 from bnn_jax.types import Params
 
 LINEAR = (nn.Dense, nn.Conv)  # the layers that estimators and dropout know, subclasses left alone
+_OUTSIDE = contextvars.ContextVar("outside_loops", default=False)  # set while tracing, by the context below
+
+
+@contextlib.contextmanager
+def outside_loops(outside: bool = True) -> Iterator[None]:
+    """While tracing in this context: what is traced runs in no loop and under no `vmap` over kernels. Inside,
+    what loops or maps takes that back with `outside=False`."""
+    token = _OUTSIDE.set(outside)
+    try:
+        yield
+    finally:
+        _OUTSIDE.reset(token)
+
+
+def in_loop(f: Callable) -> Callable:
+    """`f`, to be traced as the body of a loop or under `vmap` over kernels, wherever that loop stands."""
+
+    @functools.wraps(f)
+    def body(*args: Any) -> Any:
+        with outside_loops(False):
+            return f(*args)
+
+    return body
 
 
 def loop_safe() -> bool:
-    """Whether convolutions take the slices-and-matmul form: on the CPU backend."""
-    return jax.default_backend() == "cpu"
+    """Whether convolutions take the slices-and-matmul form: on the CPU backend, unless `outside_loops`."""
+    return jax.default_backend() == "cpu" and not _OUTSIDE.get()
+
+
+def slow_in_loops(jaxpr: Any) -> bool:
+    """Whether a traced program holds a native convolution and will run on the CPU backend."""
+    return jax.default_backend() == "cpu" and _holds_convolution(jaxpr)
+
+
+def _holds_convolution(jaxpr):
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
+    inner = lambda eqn: [p for p in jax.tree.leaves(list(eqn.params.values())) if hasattr(p, "eqns")]
+    return any(
+        eqn.primitive is lax.conv_general_dilated_p or any(map(_holds_convolution, inner(eqn)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def conv_general_dilated(
@@ -45,7 +86,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` in the lowering that suits the backend.
 
     Channels-last inputs (`NHWC`, any number of spatial axes), ungrouped and without input dilation,
-    take im2col on CPU; everything else is native.
+    take im2col on CPU; everything else is native. `outside_loops` only windows of one entry take it, as they
+    are matrix products as they are.
 
     Args:
         lhs: (B, *spatial, C) inputs.
@@ -68,7 +110,8 @@ def conv_general_dilated(
     )
     rest = {name: value for name, value in rest.items() if value is not None}
     plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones and not rest
-    if not (plain and loop_safe()):
+    product = num_spatial > 0 and set(rhs.shape[:-2]) == {1} and jax.default_backend() == "cpu"
+    if not (plain and (loop_safe() or product)):
         return lax.conv_general_dilated(
             lhs,
             rhs,

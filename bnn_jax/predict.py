@@ -5,7 +5,8 @@ r"""Streaming posterior predictive: memory independent of the number of draws an
     regression:     total variance     = aleatoric E_d sigma_d^2 + epistemic Var_d mean_d
 
 The sums run over draws inside one compiled loop and over the data in batches; the loop's length is an
-argument, so that no number of draws compiles again. (Depeweg et al., arXiv:1710.07283)
+argument, so that no number of draws compiles again. Where convolutions are slow in loops (`ops`), the draws
+are taken one by one from Python instead. (Depeweg et al., arXiv:1710.07283)
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax import metrics
+from bnn_jax import metrics, ops
 from bnn_jax.types import Key, Likelihood, Params, UserError
 
 
@@ -73,21 +74,37 @@ def build(
 
     moments = _moments(apply, likelihood, draw, over)
 
+    def add(source, x, i, carry):  # Welford, on the float32 that accelerators have
+        mean, squares, noise = carry
+        value, noise_i = moments(source, i, x)
+        delta = value - mean
+        mean = mean + delta / (i + 1)
+        return mean, squares + delta * (value - mean), noise + (noise_i - noise) / (i + 1)
+
     @jax.jit
+    def zeros(source, x):
+        shapes = jax.eval_shape(moments, source, 0, x)
+        zero = lambda s: jnp.zeros(s.shape, jnp.float32)
+        return zero(shapes[0]), zero(shapes[0]), zero(shapes[1])
+
+    @partial(jax.jit, donate_argnums=3)
+    def add_one(source, x, i, carry):
+        with ops.outside_loops():
+            return add(source, x, i, carry)
+
+    @jax.jit
+    def add_all(source, x, num_draws, carry):
+        return jax.lax.fori_loop(0, num_draws, lambda i, carry: add(source, x, i, carry), carry)
+
     def accumulate(source, x, num_draws):
-        one = lambda i: moments(source, i, x)
-
-        def body(i, carry):  # Welford, on the float32 that accelerators have
-            mean, squares, noise = carry
-            value, noise_i = one(i)
-            delta = value - mean
-            mean = mean + delta / (i + 1)
-            return mean, squares + delta * (value - mean), noise + (noise_i - noise) / (i + 1)
-
-        shapes = jax.eval_shape(one, 0)
-        zeros = lambda s: jnp.zeros(s.shape, jnp.float32)
-        carry = (zeros(shapes[0]), zeros(shapes[0]), zeros(shapes[1]))
-        mean, squares, noise = jax.lax.fori_loop(0, num_draws, body, carry)
+        x = jnp.asarray(x)
+        carry = zeros(source, x)
+        if ops.slow_in_loops(add_one.trace(source, x, np.int32(0), carry).jaxpr):
+            for i in range(num_draws):
+                carry = add_one(source, x, np.int32(i), carry)
+        else:
+            carry = add_all(source, x, num_draws, carry)
+        mean, squares, noise = carry
         return mean, squares / num_draws, noise
 
     def predictive(source: Any, x: Any, num_draws: int) -> Predictive:
@@ -134,9 +151,20 @@ def build_mixture(
     moments = _moments(apply, likelihood, draw, over)
 
     @partial(jax.jit, static_argnums=2)
+    def all_(source, x, num_draws):
+        return jax.lax.map(lambda i: moments(source, i, x), jnp.arange(num_draws))
+
+    @jax.jit
+    def one(source, x, i):
+        with ops.outside_loops():
+            return moments(source, i, x)
+
     def each(source, x, num_draws):
-        found = jax.lax.map(lambda i: moments(source, i, x), jnp.arange(num_draws))
-        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+        x = jnp.asarray(x)
+        if ops.slow_in_loops(one.trace(source, x, np.int32(0)).jaxpr):
+            found = [one(source, x, np.int32(i)) for i in range(num_draws)]
+            return jax.tree.map(lambda *a: np.stack(a, axis=1), *jax.device_get(found))
+        return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), jax.device_get(all_(source, x, num_draws)))
 
     def mixture(source: Any, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
         found = in_batches(lambda part: each(source, part, num_draws), x, batch_size)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bnn_jax import ops
 from bnn_jax.types import UserError
 
 
@@ -73,7 +74,7 @@ def over_samples(mesh: Mesh) -> Callable:
     """The estimators' strategy that spreads the S weight samples over the mesh's sample axis."""
 
     def strategy(f: Callable, xs: Any) -> Any:
-        return constrain(jax.vmap(f)(constrain(xs, mesh, "sample")), mesh, "sample")
+        return constrain(jax.vmap(ops.in_loop(f))(constrain(xs, mesh, "sample")), mesh, "sample")
 
     return strategy
 

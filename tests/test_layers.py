@@ -11,10 +11,10 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "bnn_jax",
     "types",
     "trees parts splits pixels",
-    "augment corruptions style views artefacts",
+    "corruptions style views artefacts",
     "ops prepared norms",
     "data",
-    "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic",
+    "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
     "objectives estimators hamiltonian ensemble optimizers stream scores regression_scores"
     " draw_counts fusion",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder",

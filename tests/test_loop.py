@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import linear
+from problems import ConvNet, linear
 
-from bnn_jax import ensemble, loop, stream
+from bnn_jax import ensemble, loop, ops, stream
 from bnn_jax.infer import map as map_infer
 from bnn_jax.types import Algorithm, Batch, Scaling, UserError
 
@@ -240,3 +240,46 @@ def test_streamed_data_give_the_same_parameters(changes):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, found["stream"], found["array"])
     assert infos["stream"].keys() == infos["array"].keys()
+
+
+# --- convolutions, which are slow in loops ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, 2], ids=["one", "ensemble"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_steps_with_convolutions_one_by_one_equal_those_of_the_loop(size, streamed, monkeypatch):
+    """On CPU native convolutions are called from Python; an ensemble's, of many kernels, stay in the loop."""
+    module, rng = ConvNet(), np.random.default_rng(0)
+    x = rng.standard_normal((12, 6, 6, 2)).astype(np.float32)
+    y = rng.integers(0, 2, 12).astype(np.int32)
+    params = module.init(jax.random.key(1), x)["params"]
+    apply = ops.apply_fn(module)
+    lowered = []
+
+    def log_joint(params, batch):
+        lowered.append(ops.loop_safe())
+        return -12 * jnp.mean((apply(params, batch.x)[:, 0] - batch.y) ** 2)
+
+    algorithm = map_infer.build(log_joint, 12, optax.sgd(0.01))
+    if size:
+        algorithm = ensemble.build(algorithm, size)
+        params = jax.tree.map(lambda a: jnp.stack([a * (1 + i) for i in range(size)]), params)
+
+    def run(x, cuts):
+        advance = loop.stepper(jax.random.key(0), algorithm, Batch(x, y), batch_size=4)
+        state, infos = loop.start(jax.random.key(0), algorithm, params), []
+        for first, last in itertools.pairwise(cuts):
+            state, info = advance(state, first, last)
+            infos.append(info)
+        return state, infos
+
+    scaling = Scaling(np.float32(0), np.float32(1))
+    given = stream.Source(12, lambda i: x[i], x.shape[1:], scaling, 2) if streamed else x
+    got, infos = run(given, (0, 5, 7))
+    assert lowered[0] == bool(size)
+    monkeypatch.setattr(ops, "slow_in_loops", lambda jaxpr: False)
+    monkeypatch.setattr(ops, "loop_safe", lambda: True)
+    want, wanted = run(x, (0, 5, 7))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    jax.tree.map(close, got, want)
+    jax.tree.map(close, infos, wanted)

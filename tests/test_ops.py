@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from problems import ConvNet
 
-from bnn_jax import ops
+from bnn_jax import estimators, ops
 
 NUMBERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 CASES = {  # (image, window, strides, padding, kernel dilation)
@@ -122,6 +122,37 @@ def test_accelerators_keep_the_native_convolution(monkeypatch):
     assert not has_conv(ops.apply_fn(module), params, x)
     monkeypatch.setattr(ops, "loop_safe", lambda: False)
     assert has_conv(ops.apply_fn(module), params, x)
+
+
+def test_outside_loops_is_native_but_in_what_loops():
+    """By the context while tracing; a loop or a map over kernels takes it back; 1x1 stays a product."""
+    x, kernel = operands((6, 6), (3, 3))
+    kernels = normal(3, *kernel.shape)
+    conv = lambda k, x=x: ops.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NUMBERS[2])
+
+    def outside(f):
+        def traced(*args):
+            with ops.outside_loops():
+                return f(*args)
+
+        return traced
+
+    found = jax.make_jaxpr(jax.jit(outside(conv)))(kernel)  # a program within the program
+    assert ops.slow_in_loops(found)
+    assert not has_conv(conv, kernel)  # the context has ended
+    for inner in (
+        lambda k: lax.map(ops.in_loop(conv), k),
+        jax.vmap(ops.in_loop(conv)),
+        lambda k: conv(k[0, :1, :1]),
+    ):
+        assert not ops.slow_in_loops(jax.make_jaxpr(outside(inner))(kernels))
+    for name in estimators.STRATEGIES:
+        f = outside(lambda k, name=name: estimators.over_samples(conv, k, name))
+        assert ops.slow_in_loops(jax.make_jaxpr(f)(kernels)) == (name == "unroll")
+    assert_close(outside(conv)(kernel), conv(kernel), atol=2e-5)
+    with pytest.raises(ZeroDivisionError), ops.outside_loops():
+        raise ZeroDivisionError
+    assert ops.loop_safe()
 
 
 class Setup(nn.Module):

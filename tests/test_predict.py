@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import ConvNet
 
 from bnn_jax import ops, predict
 from bnn_jax.likelihoods import bernoulli, categorical, gaussian
@@ -158,3 +159,30 @@ def test_over_averages_what_a_draw_predicts(build):
     else:
         np.testing.assert_allclose(found[0], means, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found[1], noises, rtol=1e-4, atol=1e-6)
+
+
+def test_convolutions_are_called_draw_by_draw(monkeypatch):
+    """On CPU, where they are slow in loops: the same predictions, and nothing is compiled again."""
+    module, rng = ConvNet(), np.random.default_rng(0)
+    x = rng.standard_normal((T, 6, 6, 2)).astype(np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    draws = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal((D, *a.shape)), jnp.float32), shapes)
+    apply, traced = ops.apply_fn(module), []
+
+    def counted(params, x):
+        traced.append(ops.loop_safe())
+        return apply(params, x)
+
+    likelihood = categorical.build()
+    built = [
+        build(counted, likelihood, predict.stacked, 4) for build in (predict.build, predict.build_mixture)
+    ]
+    got = [predictive(draws, x, D) for predictive in built]
+    assert not all(traced)
+    once = len(traced)
+    built[0](draws, x, D - 2)
+    assert len(traced) == once
+    monkeypatch.setattr(ops, "slow_in_loops", lambda jaxpr: False)
+    want = [predictive(draws, x, D) for predictive in built]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+    jax.tree.map(close, got, want)

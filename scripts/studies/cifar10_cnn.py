@@ -25,7 +25,8 @@ _COMMON = dict(
     ratios=(9, 1, 0),
     net="blocks(widths=(32, 64), hidden=128)",
     prior="isotropic(std=0.1)",
-    epochs=15,
+    epochs=10,
+    eval_draws=5,
     learning_rate=1e-3,
     schedule="constant",
 )
@@ -48,7 +49,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         best[method] = {"epoch": int(nll.argmin()) + 1, "nll": float(nll.min()), "last": float(nll[-1])}
         loaded = trained.load(folders[method][0])
         parts = experiment.load_data(loaded.config)
-        given = trained.classify(loaded, parts.x_test, 10 if quick else 100)
+        given = trained.classify(loaded, parts.x_test, 10 if quick else 50)
         classes = range(given.mean.shape[1])
         entropy[method] = [float(given.total[parts.y_test == k].mean()) for k in classes]
     style.save(curves.curves(panels, "epoch", "", "Where the overfitting goes"), pictures / "curves.png")
@@ -93,7 +94,7 @@ STUDY = Study(
     text=__doc__,
     runs={title: [Config(seed=seed, **_COMMON, **how) for seed in SEEDS] for title, how in _METHODS.items()},
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
-    evaluate={"num_draws": 100},
+    evaluate={"num_draws": 50},
     quick=dict(epochs=2, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
     analyse=analyse,

@@ -28,6 +28,7 @@ _COMMON = dict(
     net="blocks(widths=(32, 64), hidden=128)",
     prior="isotropic(std=0.1)",
     epochs=10,
+    eval_draws=5,
 )
 _ADADELTA = dict(optimizer="adadelta", learning_rate=1.0)
 _METHODS = {
@@ -43,7 +44,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     for method in _METHODS:
         loaded = trained.load(folders[method][0])
         parts = experiment.load_data(loaded.config)
-        given = trained.classify(loaded, parts.x_test, 10 if quick else 100)
+        given = trained.classify(loaded, parts.x_test, 10 if quick else 50)
         right = given.mean.argmax(-1) == parts.y_test
         total, epistemic = (scores.of_mistakes(right, u) for u in (given.total, given.epistemic))
         found[method] = {
@@ -111,7 +112,7 @@ STUDY = Study(
     text=__doc__,
     runs={title: [Config(seed=seed, **_COMMON, **how) for seed in SEEDS] for title, how in _METHODS.items()},
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
-    evaluate={"num_draws": 100},
+    evaluate={"num_draws": 50},
     quick=dict(epochs=1, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
     analyse=analyse,

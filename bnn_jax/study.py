@@ -24,6 +24,17 @@ from bnn_jax.types import Dataset, UserError
 RESULTS = "results.json"
 
 
+class Overview(NamedTuple):
+    """A row of the README's table."""
+
+    data: str  # what the score is of
+    score: str
+    network: str | None  # label of the deterministic network
+    vi: str
+    other: tuple[str, str] | None = None  # another posterior: name, label
+    published: str | None = None  # label of what others report
+
+
 class Study(NamedTuple):
     """What is compared."""
 
@@ -31,6 +42,7 @@ class Study(NamedTuple):
     text: str  # the page's title, an empty line, the question and what differs from the original
     runs: Mapping[str, Sequence[Config]]  # label -> one a fold or seed
     columns: Sequence[str]  # scores of the table
+    overview: Overview
     evaluate: Mapping[str, Any] = {}  # settings of scripts/evaluate.py
     published: Mapping[str, Mapping[str, float]] = {}  # label -> scores that others report
     referral: bool = False  # whether to show that table

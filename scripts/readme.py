@@ -8,17 +8,18 @@ import dataclasses
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from bnn_jax import cli, runs
-from bnn_jax.report import tables
+from bnn_jax.report import study_page, tables
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "compare.json"
 LEAPFROG = ROOT / "benchmarks" / "results" / "leapfrog.json"
+LEAPFROG_SCRIPT = ROOT / "benchmarks" / "leapfrog.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,17 @@ def main(config: Config) -> None:
         **results["environment"]
     )
     fill(ROOT / "README.md", "compare", f"{tables.markdown(results)}- Seconds on {where}.\n")
+    fill(ROOT / "README.md", "studies", "\n".join([*study_page.overview(studies()), ""]))
     measured = runs.read_json(LEAPFROG)
     if measured is not None:
-        fill(ROOT / "docs" / "performance.md", "leapfrog", _benchmark("leapfrog").table(measured) + "\n")
+        fill(ROOT / "docs" / "performance.md", "leapfrog", _script(LEAPFROG_SCRIPT).table(measured) + "\n")
+
+
+def studies() -> list[tuple[Any, dict[str, Any]]]:
+    """Every study that has results, and those."""
+    found = ((_script(path).STUDY, path.stem) for path in sorted((ROOT / "scripts" / "studies").glob("*.py")))
+    read = ((study, runs.read_json(RESULTS.with_name(f"{name}.json"))) for study, name in found)
+    return [(study, record) for study, record in read if record is not None]
 
 
 def fill(path: Path, name: str, text: str) -> None:
@@ -54,8 +63,8 @@ def fill(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{begin}\n{text}{end}{tail}")
 
 
-def _benchmark(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+def _script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

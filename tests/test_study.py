@@ -54,6 +54,10 @@ def test_a_study_has_what_it_promises(name):
         assert all(isinstance(value, float) for value in published.values())
     places = {study.run_folder(Path("x"), label, i) for label in found.runs for i in range(2)}
     assert len(places) == 2 * len(found.runs)
+    shown = found.overview
+    assert shown.score in found.columns
+    assert {shown.network, shown.vi, (shown.other or (None, None))[1]} - {None} <= set(found.runs)
+    assert shown.published is None or shown.score in found.published[shown.published]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,6 +101,9 @@ def test_a_cell_exactly():
     several = [{"rmse": 1.0, "seconds": 10}, {"rmse": 2.0, "seconds": 10}, {"rmse": 4.0, "seconds": 10}]
     assert study_page.cell(several, "rmse") == "2.333 ± 0.882"
     assert study_page.cell(several, "seconds") == "10 ± 0"
+    alike = [{"accuracy": 0.9831}, {"accuracy": 0.9833}]  # an error of 0.0001 does not read 0.000
+    assert study_page.cell(alike, "accuracy") == "0.9832 ± 0.0001"
+    assert study_page.cell([{"accuracy": 1.0}] * 2, "accuracy") == "1.000 ± 0.000"
     assert study_page.cell([{}, *one], "nll") == "0.250 (0.200 to 0.312)"  # one of two runs has it
 
 
@@ -121,6 +128,7 @@ def made(**changed):
         text="Toys: two methods.\n\nOn toys. Nothing else.\n",
         runs={"MAP": [experiment.Config(method="map")], "VI, 2": [experiment.Config(seed=1)]},
         columns=("nll", "coverage_95", "seconds"),
+        overview=study.Overview("toys", "nll", "MAP", "VI, 2", published="theirs, [x](y)"),
         evaluate={"num_draws": 3},
         published={"theirs, [x](y)": {"nll": 0.037}},
         referral=True,
@@ -185,6 +193,19 @@ def test_a_page_of_several_runs_on_several_data_and_machines():
     rows = [{**REFERRAL[0], "accuracy": 0.25}, {**REFERRAL[1], "recall": 0.5}]
     changed = record(A=[result(0.3), result(0.5, referral=rows)])
     assert "| A | 0.500, 0.500 | 1.000, 0.500 |" in study_page.markdown(made(), changed)
+
+
+def test_the_table_of_many_studies_exactly():
+    one = record(**{"MAP": [result(0.3)], "VI, 2": [result(0.2), result(0.4)]})
+    shown = study.Overview("toys", "coverage_95", None, "VI, 2", ("HMC", "MAP"))
+    other = made(script=Path("x/others.py"), overview=shown)
+    assert study_page.overview([(made(), one), (other, one)]) == [
+        "| study | of | network | VI | another posterior | others report |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| [toys](docs/studies/toys.md) | toys, NLL, nats ↓ "
+        "| 0.300 (0.200 to 0.400) | 0.300 ± 0.100 | - | 0.037 |",
+        "| [others](docs/studies/others.md) | toys, coverage 95 | - | 0.960 ± 0.000 | HMC 0.960 | - |",
+    ]
 
 
 def test_intervals_of_every_kind_are_told():

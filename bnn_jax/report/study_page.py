@@ -21,6 +21,7 @@ BETTER = dict.fromkeys(LOWER, "↓") | dict.fromkeys(
 TITLES = {
     "nll": "NLL, nats",
     "ece": "ECE",
+    "brier": "Brier",
     "rmse": "RMSE",
     "auroc": "AUROC",
     "aurc": "AURC",
@@ -41,8 +42,7 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
     several = len(all_runs) > len(record["methods"])
     intervals = ", or ".join(dict.fromkeys(run["interval"] for run in all_runs))
     meaning = "mean ± standard error over folds or seeds" if several else intervals
-    where = "{num_cores} cores ({platform}), Python {python}, jax {jax}, commit {git_commit}"
-    places = dict.fromkeys(where.format(**run["environment"]) for run in all_runs)
+    places = dict.fromkeys(place(run["environment"]) for run in all_runs)
     counts = "{num_train:,} training, {num_val:,} validation and {num_test:,} test examples"
     sizes = dict.fromkeys(counts.format(**run["data"]) for run in all_runs)
     num_draws = max(run["num_draws"] for run in all_runs)
@@ -69,10 +69,48 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
     return "\n".join(lines)
 
 
+def place(environment: Mapping[str, Any]) -> str:
+    """Where something ran."""
+    cores = "core" if environment["num_cores"] == 1 else "cores"
+    told = f"{{num_cores}} {cores} ({{platform}}), Python {{python}}, jax {{jax}}, commit {{git_commit}}"
+    return told.format(**environment)
+
+
+def overview(studies: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
+    """Lines of the table of many studies.
+
+    Args:
+        studies: `study.Study` and what `study.collect` found; pages lie in docs/studies.
+    """
+    found = [["study", "of", "network", "VI", "another posterior", "others report"]]
+    for study, record in studies:
+        shown = study.overview
+        name, label = shown.other or ("", None)
+        scored = [
+            cell(record["methods"][of]["runs"], shown.score) if of else "-"
+            for of in (shown.network, shown.vi, label)
+        ]
+        published = study.published.get(shown.published, {}).get(shown.score, "-")
+        found.append(
+            [
+                f"[{study.name}](docs/studies/{study.name}.md)",
+                f"{shown.data}, {heading(shown.score)}",
+                *scored[:2],
+                f"{name} {scored[2]}".strip(),
+                str(published),
+            ]
+        )
+    return table(found)
+
+
+def heading(column: str) -> str:
+    """The title of a score, with the direction that is better."""
+    return f"{TITLES.get(column, column.replace('_', ' '))} {BETTER.get(column, '↑')}".strip()
+
+
 def rows(study: Any, record: Mapping[str, Any]) -> list[list[str]]:
     """The table: what others report, then ours."""
-    head = (f"{TITLES.get(c, c.replace('_', ' '))} {BETTER.get(c, '↑')}".strip() for c in study.columns)
-    found = [["", *head]]
+    found = [["", *map(heading, study.columns)]]
     for label, published in study.published.items():
         found.append([label, *(str(published.get(c, "-")) for c in study.columns)])
     for label, entry in record["methods"].items():
@@ -113,6 +151,7 @@ def cell(records: Sequence[Mapping[str, Any]], column: str) -> str:
     digits = 0 if column == "seconds" else 3
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))
+        digits += 0 < error < 0.0005 and digits > 0  # or the error would read 0
         return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
     interval = records[0].get(f"{column}_interval")
     ends = "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"

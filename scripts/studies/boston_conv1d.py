@@ -16,7 +16,7 @@ from typing import Any
 from bnn_jax import experiment, regression_scores, style, trained
 from bnn_jax.report import bands
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 _COMMON = dict(
     dataset="table",
@@ -74,6 +74,14 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("rmse", "nll", "coverage_50", "coverage_95", "interval_width_95", "seconds"),
+    overview=Overview(
+        "Boston, 85 : 15",
+        "rmse",
+        "MAP, 85 : 15",
+        "VI, 85 : 15",
+        ("HMC", "HMC, 85 : 15"),
+        "85 : 15, 1-D convolution, the study redone",
+    ),
     evaluate={"num_draws": 300, "num_bootstrap": 200},
     published={
         "85 : 15, 1-D convolution, the study redone": {"rmse": 4.94},

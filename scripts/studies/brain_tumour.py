@@ -26,7 +26,7 @@ import numpy as np
 from bnn_jax import experiment, runs, scores, style, trained, training
 from bnn_jax.report import curves, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 NUM_DRAWS = 30
 BATCH_SIZE = 32
@@ -157,6 +157,13 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("accuracy", "balanced_accuracy", "nll", "ece", "auroc", "aurc", "seconds"),
+    overview=Overview(
+        "four classes",
+        "accuracy",
+        label("four classes", "VGG16", "MAP"),
+        label("four classes", "VGG16", "VI"),
+        ("dropout", label("four classes", "VGG16", "dropout")),
+    ),
     evaluate={"num_draws": NUM_DRAWS},
     quick=dict(epochs=1, limit=64, image_size=32, eval_every=1),
     quick_evaluate={"num_draws": 5, "num_bootstrap": 20},

@@ -22,7 +22,7 @@ import numpy as np
 from bnn_jax import data, experiment, runs, scores, style, trained, training
 from bnn_jax.report import curves, entropy, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 from bnn_jax.types import Dataset
 
 SEEDS = range(3)
@@ -183,6 +183,7 @@ STUDY = Study(
     text=__doc__,
     runs={title: [Config(seed=seed, **_COMMON, **how) for seed in SEEDS] for title, how in _METHODS.items()},
     columns=("accuracy", "auroc", "recall", "specificity", "nll", "ece", "aurc", "seconds"),
+    overview=Overview("official test part", "auroc", "MAP", "VI, closed-form KL", ("dropout", "dropout")),
     evaluate={"num_draws": 100},
     quick=dict(epochs=2, limit=300, image_size=32),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},

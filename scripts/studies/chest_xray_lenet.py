@@ -12,7 +12,7 @@ and precision are those of the threshold whose recall on the validation images i
 from pathlib import Path
 
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 _COMMON = dict(
     dataset="folder",
@@ -42,6 +42,7 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("auroc", "accuracy", "recall", "specificity", "precision", "nll", "ece", "aurc", "seconds"),
+    overview=Overview("random split", "accuracy", None, "random, VI", published=next(iter(PUBLISHED))),
     evaluate={"num_draws": 100, "recall": 0.97},
     published=PUBLISHED,
     referral=True,

@@ -16,7 +16,7 @@ import numpy as np
 from bnn_jax import experiment, runs, scores, style, trained, training
 from bnn_jax.report import curves, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 SEEDS = range(3)
 _COMMON = dict(
@@ -94,6 +94,7 @@ STUDY = Study(
     text=__doc__,
     runs={title: [Config(seed=seed, **_COMMON, **how) for seed in SEEDS] for title, how in _METHODS.items()},
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
+    overview=Overview("CIFAR-10", "nll", "MAP", "VI", ("dropout", "dropout")),
     evaluate={"num_draws": 50},
     quick=dict(epochs=2, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},

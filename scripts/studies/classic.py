@@ -17,7 +17,7 @@ from sklearn.datasets import make_moons
 from bnn_jax import classic, experiment, metrics, runs, style
 from bnn_jax.report import boundaries, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 SEEDS = range(3)
 TITLES = {
@@ -105,6 +105,7 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("accuracy", "nll", "ece", "auroc", "seconds"),
+    overview=Overview("digits", "nll", "digits, MAP", "digits, VI", ("HMC", "digits, HMC")),
     evaluate={"num_draws": 100},
     quick=dict(epochs=2, limit=500, num_warmup=20, num_draws=20, block_size=20, trajectory_length=0.05),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},

@@ -34,7 +34,7 @@ from bnn_jax import (
 )
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 SEEDS = range(3)
 STRIDES = (None, 8, 4, 2, 1)
@@ -212,6 +212,14 @@ STUDY = Study(
     text=__doc__,
     runs={title: [Config(seed=seed, **(_COMMON | how)) for seed in SEEDS] for title, how in _ALL.items()},
     columns=("auroc", "accuracy", "recall", "precision", "nll", "ece", "aurc", "seconds"),
+    overview=Overview(
+        "melanoma",
+        "recall",
+        "RGB, MAP",
+        "RGB, VI",
+        ("dropout", "RGB, dropout"),
+        "Inception v3 at 299x299, maximum likelihood, low end",
+    ),
     evaluate={"num_draws": NUM_DRAWS},
     published={
         "Inception v3 at 299x299, maximum likelihood, low end": {"recall": 0.85, "precision": 0.89},

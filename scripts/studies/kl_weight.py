@@ -14,7 +14,7 @@ from typing import Any
 from bnn_jax import runs, style, training
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 BETAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = range(3)
@@ -103,6 +103,7 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
+    overview=Overview("gratings", "nll", "2-D, MAP", label("2-D", 1), ("HMC", "2-D, HMC")),
     evaluate={"num_draws": 100, "num_bootstrap": 200},
     quick=dict(epochs=3, limit=400, num_warmup=20, num_draws=20, block_size=20, trajectory_length=0.05),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},

@@ -17,7 +17,7 @@ import numpy as np
 from bnn_jax import data, experiment, metrics, scores, style, trained
 from bnn_jax.report import judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 SHOWN = 12
 SEEDS = range(3)
@@ -112,6 +112,7 @@ STUDY = Study(
     text=__doc__,
     runs={title: [Config(seed=seed, **_COMMON, **how) for seed in SEEDS] for title, how in _METHODS.items()},
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
+    overview=Overview("MNIST", "nll", "MAP", "VI", ("dropout", "dropout")),
     evaluate={"num_draws": 50},
     quick=dict(epochs=1, limit=500),
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},

@@ -9,7 +9,7 @@ and N(0, 1 / fan-in). No augmentation. ECE in 15 equal-width bins.
 from pathlib import Path
 
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 _COMMON = dict(
     dataset="idx",
@@ -35,6 +35,7 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("nll", "accuracy", "ece", "brier", "seconds"),
+    overview=Overview("MNIST", "nll", "MAP", "VI", published=f"VI, {_SOURCE}"),
     evaluate={"num_draws": 100},
     published=PUBLISHED,
     quick=dict(epochs=1, limit=500),

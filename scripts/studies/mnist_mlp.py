@@ -15,7 +15,7 @@ import numpy as np
 from bnn_jax import draw_counts, experiment, predict, style, trained
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100)
 SEEDS = range(3)
@@ -84,6 +84,7 @@ STUDY = Study(
         "VI": [Config(seed=seed, **_COMMON | _VI) for seed in SEEDS],
     },
     columns=("accuracy", "nll", "ece", "brier", "seconds"),
+    overview=Overview("MNIST", "nll", "MAP", "VI", ("ensemble", "ensemble of 5")),
     evaluate={"num_draws": 100},
     quick=dict(epochs=2, limit=5000),
     quick_evaluate={"num_draws": 5, "num_bootstrap": 50},

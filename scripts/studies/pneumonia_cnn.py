@@ -20,7 +20,7 @@ from bnn_jax import experiment, predict, runs, scores, splits, style, trained, t
 from bnn_jax.commands import evaluate
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 from bnn_jax.types import Dataset
 
 SEEDS = range(3)
@@ -141,6 +141,14 @@ STUDY = Study(
         for method, how in _METHODS.items()
     },
     columns=("accuracy", "recall", "specificity", "auroc", "nll", "ece", "aurc", "seconds"),
+    overview=Overview(
+        "random split",
+        "accuracy",
+        "random, five blocks, MAP",
+        "random, five blocks, VI",
+        ("dropout", "random, five blocks, dropout"),
+        "random, five blocks, 256x256, maximum likelihood",
+    ),
     evaluate={"num_draws": 100},
     published={
         "random, five blocks, 256x256, maximum likelihood": {"accuracy": 0.978, "recall": 0.979},

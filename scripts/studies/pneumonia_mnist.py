@@ -12,7 +12,7 @@ published rows the decision is that of the most probable class.
 from pathlib import Path
 
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 _COMMON = dict(
     dataset="medmnist",
@@ -43,6 +43,9 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("auroc", "accuracy", "recall", "specificity", "precision", "nll", "ece", "aurc", "seconds"),
+    overview=Overview(
+        "PneumoniaMNIST", "auroc", "MAP", "VI", ("5 of VI", "VI, 5 members"), f"ResNet-18 (28), {_SOURCE}"
+    ),
     evaluate={"num_draws": 100, "recall": 0.97},
     published=PUBLISHED,
     referral=True,

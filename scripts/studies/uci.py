@@ -14,7 +14,7 @@ without which chains diverge: RMSE gains, NLL pays.
 from pathlib import Path
 
 from bnn_jax.settings import Config
-from bnn_jax.study import Study, run
+from bnn_jax.study import Overview, Study, run
 
 _COMMON = dict(dataset="table", net="shallow", batch_size=64, learning_rate=1e-2, eval_every=1000)
 _TABLES = {"Boston": "bostonHousing", "concrete": "concrete", "yacht": "yacht"}
@@ -44,6 +44,7 @@ STUDY = Study(
     text=__doc__,
     runs=RUNS,
     columns=("rmse", "nll", "coverage_95", "interval_width_95", "rhat_function_median", "seconds"),
+    overview=Overview("Boston", "rmse", None, "Boston, VI", ("HMC", "Boston, HMC"), "Boston, MC dropout"),
     evaluate={"num_draws": 300, "num_bootstrap": 200},
     published=PUBLISHED,
     quick=dict(steps=500, num_warmup=40, num_draws=40, block_size=20, trajectory_length=0.03),

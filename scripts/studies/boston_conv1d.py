@@ -6,8 +6,8 @@ such splits and on the 20 standard splits (90 : 10) of this table, with one lear
 HMC and NUTS. Features and target are standardised by the training part of each split; RMSE, NLL
 and interval width are in 1,000 dollars. Nothing is chosen on the test parts. HMC and NUTS run two chains from
 MAP solutions, NUTS with at most 2^7 leapfrog steps a draw and on the five splits only. The order of the
-columns is that of the table: it has no meaning, and a convolution over it is a curiosity of the original, kept
-to be comparable.
+columns is that of the table: it has no meaning, and a convolution over it is a curiosity of the original,
+kept to be comparable.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ instead of a grouped convolution. Both lowerings compute the same sum in another
 from within whether a loop surrounds a convolution, so im2col is what CPU gets; what calls a compiled step
 again and again from Python says so by `outside_loops`, and has the native one, up to four times faster.
 
-Max pooling with windows equal to strides is a reshape and a selection, whose gradient is another selection
+Max pooling with windows equal to strides is a reshape and a selection, whose gradient is one more selection
 instead of a select-and-scatter.
 """
 
@@ -16,6 +16,7 @@ import contextlib
 import contextvars
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,12 +55,16 @@ def in_loop(f: Callable) -> Callable:
 
 def loop_safe() -> bool:
     """Whether convolutions take the slices-and-matmul form: on the CPU backend, unless `outside_loops`."""
-    return jax.default_backend() == "cpu" and not _OUTSIDE.get()
+    return _on_cpu() and not _OUTSIDE.get()
 
 
 def slow_in_loops(jaxpr: Any) -> bool:
     """Whether a traced program holds a native convolution and will run on the CPU backend."""
-    return jax.default_backend() == "cpu" and _holds_convolution(jaxpr)
+    return _on_cpu() and _holds_convolution(jaxpr)
+
+
+def _on_cpu():
+    return jax.default_backend() == "cpu"
 
 
 def _holds_convolution(jaxpr):
@@ -110,7 +115,7 @@ def conv_general_dilated(
     )
     rest = {name: value for name, value in rest.items() if value is not None}
     plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones and not rest
-    product = num_spatial > 0 and set(rhs.shape[:-2]) == {1} and jax.default_backend() == "cpu"
+    product = num_spatial > 0 and set(rhs.shape[:-2]) == {1} and _on_cpu()
     if not (plain and (loop_safe() or product)):
         return lax.conv_general_dilated(
             lhs,
@@ -159,17 +164,41 @@ def max_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:
     Returns:
         (B, *(spatial // window), C), equal to `nn.max_pool(x, window, window)`.
     """
-    x = _windows(x, window)
-    for axis in reversed(range(2, x.ndim - 1, 2)):  # the last first: ties are then broken row by row
-        entries = [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
-        x = functools.reduce(_larger, entries)
-    return x
+    return _largest(x, tuple(window))
 
 
-def _larger(first, second):
-    """The maximum by selection: the gradient of `max` looks for the entries that equal it, and finds none
-    where XLA computes them a second time with other rounding."""
-    return jnp.where((first >= second) | jnp.isnan(first), first, second)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(x, window):
+    return _first_largest(x, window)[0]
+
+
+@_largest.defjvp
+def _largest_jvp(window, primals, tangents):
+    """The tangent of the entry that was chosen: a selection in one pass, forwards and backwards. It goes by
+    the entry's number, as XLA may compute the entries a second time with other rounding."""
+    (x,), (dx,) = primals, tangents
+    out, number = _first_largest(x, window)
+    dx = _windows(dx, window)
+    axes = tuple(range(2, dx.ndim - 1, 2))
+    places = jnp.arange(math.prod(window)).reshape([n if a in axes else 1 for a, n in enumerate(dx.shape)])
+    return out, jnp.sum(jnp.where(jnp.expand_dims(number, axes) == places, dx, 0), axes)
+
+
+def _first_largest(x, window):
+    """The largest entry of each window and its number, row by row: of equal ones the first, NaN before all
+    others."""
+    entries = _windows(x, window)
+    axes = range(2, entries.ndim - 1, 2)
+    every = itertools.product(*(range(entries.shape[axis]) for axis in axes))
+    best, number = None, None
+    for n, place in enumerate(every):
+        entry = entries[(slice(None), *(i for p in place for i in (slice(None), p)))]
+        if best is None:
+            best, number = entry, jnp.zeros(entry.shape, jnp.int32)
+            continue
+        keep = (best >= entry) | jnp.isnan(best)
+        best, number = jnp.where(keep, best, entry), jnp.where(keep, number, n)
+    return best, number
 
 
 def avg_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:

@@ -120,8 +120,9 @@ def test_accelerators_keep_the_native_convolution(monkeypatch):
     module, x = ConvNet(), normal(2, 6, 6, 2)
     params = random_params(module, x)
     assert not has_conv(ops.apply_fn(module), params, x)
-    monkeypatch.setattr(ops, "loop_safe", lambda: False)
+    monkeypatch.setattr(ops, "_on_cpu", lambda: False)
     assert has_conv(ops.apply_fn(module), params, x)
+    assert str(jax.make_jaxpr(ops.apply_fn(module))(params, x)).count("conv_general_dilated[") == 2
 
 
 def test_outside_loops_is_native_but_in_what_loops():
@@ -259,6 +260,20 @@ def test_max_pool_gives_the_gradient_of_ties_to_the_first():
         for f in (ops.max_pool, lambda x, window: nn.max_pool(x, window, window))
     )
     np.testing.assert_array_equal(ours, flax)
+
+
+def test_max_pool_has_derivatives_in_both_modes():
+    """Of first and second order, under vmap too, as of a selection by hand."""
+    x, dx = normal(2, 5, 6, 3), normal(2, 5, 6, 3, seed=1)
+    windows = lambda x: jnp.stack([x[:, i:4:2, j::3] for i in range(2) for j in range(3)], -1)
+    largest = windows(x).argmax(-1, keepdims=True)
+    chosen = lambda x: jnp.take_along_axis(windows(x), largest, -1)[..., 0]
+    pool = lambda x: ops.max_pool(x, (2, 3))
+    assert_close(jax.jvp(pool, (x,), (dx,)), (chosen(x), chosen(dx)), rtol=1e-6)
+    curved = lambda f: lambda x, dx: jax.jvp(jax.grad(lambda x: jnp.sum(f(x) ** 3)), (x,), (dx,))[1]
+    want = curved(chosen)(x, dx)
+    assert_close(curved(pool)(x, dx), want, rtol=1e-5)
+    assert_close(jax.vmap(curved(pool))(x[:, None], dx[:, None])[:, 0], want, rtol=1e-5)
 
 
 def test_max_pool_passes_nan_on():

@@ -188,25 +188,37 @@ def referral(
     return records
 
 
-def share_for_recall(probs, labels, uncertainty, threshold: float, recall: float) -> float:
-    """The smallest share of examples, the most uncertain first, that a doctor who misses no case must see for
-    the wanted share of all cases (class 1) to be found. Equal uncertainties go together.
+def recall_by_share(probs, labels, uncertainty, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Recall of all cases (class 1) when the most uncertain share goes to a doctor who misses none.
+
+    Returns:
+        shares from 0 to 1 and recall there, (U + 1,) each for U different uncertainties: equal ones go
+        together.
 
     Raises:
-        UserError: as `classification`; not two classes, no case, or `recall` outside (0, 1].
+        UserError: as `classification`; not two classes, or no case.
     """
     probs, labels = _check(probs, labels)
     if probs.shape[1] != 2 or not (labels == 1).any():
-        raise UserError("the share for a wanted recall needs two classes and a case of class 1")
+        raise UserError("recall by share needs two classes and a case of class 1")
+    uncertainty = _uncertainty(uncertainty, len(labels))
+    order = np.argsort(-uncertainty, kind="stable")
+    ends = np.flatnonzero(np.diff(uncertainty[order], append=-np.inf)) + 1
+    missed = ((_decide(probs, threshold) != 1) & (labels == 1))[order]
+    left = missed.sum() - np.concatenate([[0], missed.cumsum()[ends - 1]])
+    return np.concatenate([[0], ends]) / len(labels), 1 - left / (labels == 1).sum()
+
+
+def share_for_recall(probs, labels, uncertainty, threshold: float, recall: float) -> float:
+    """The smallest share of `recall_by_share` with the wanted recall.
+
+    Raises:
+        UserError: as `recall_by_share`; or `recall` outside (0, 1].
+    """
     if not 0 < recall <= 1:
         raise UserError(f"recall must lie in (0, 1], not {recall}")
-    uncertainty = _uncertainty(uncertainty, len(labels))
-    missed = uncertainty[(_decide(probs, threshold) != 1) & (labels == 1)]
-    allowed = int((1 - recall) * (labels == 1).sum() + 1e-9)  # cases that may stay missed
-    if len(missed) <= allowed:
-        return 0.0
-    cut = np.sort(missed)[allowed]  # the surest that must be seen
-    return float((uncertainty >= cut).mean())
+    shares, reached = recall_by_share(probs, labels, uncertainty, threshold)
+    return float(shares[np.argmax(reached >= recall - 1e-12)])
 
 
 def ood_auroc(uncertainty_in, uncertainty_out) -> float:

@@ -417,6 +417,9 @@ def test_share_for_recall_by_hand():
     # Referring that share and no more gives the recall: the doctor finds all that were referred.
     found = (case >= 0.5) | (uncertainty >= 0.9)
     assert found[labels == 1].mean() == 0.75
+    shares, recall = scores.recall_by_share(probs, labels, uncertainty, 0.5)
+    np.testing.assert_allclose(shares, [0, 1 / 6, 2 / 6, 4 / 6, 5 / 6, 1])
+    np.testing.assert_allclose(recall, [0.5, 0.75, 0.75, 1, 1, 1])
 
 
 @pytest.mark.parametrize("recall", [0.0, 1.1, np.nan])

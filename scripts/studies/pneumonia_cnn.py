@@ -18,7 +18,7 @@ import numpy as np
 
 from bnn_jax import experiment, predict, runs, scores, splits, style, trained, training
 from bnn_jax.commands import evaluate
-from bnn_jax.report import curves, study_page
+from bnn_jax.report import curves, judgement, study_page
 from bnn_jax.settings import Config
 from bnn_jax.study import Overview, Study, run
 from bnn_jax.types import Dataset
@@ -56,7 +56,7 @@ _METHODS = {
 
 
 def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
-    """Learning curves, the leak between the splits, and what share a doctor must see."""
+    """Learning curves, VI's confusion matrices, the leak between the splits, and what a doctor must see."""
     panels: dict[str, dict[str, curves.Line]] = {}
     for label, places in folders.items():
         split, method = label.split(", ", 1)
@@ -65,8 +65,11 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     figure = curves.curves(panels, "epoch", "validation NLL, nats", "Learning curves", share_y=True)
     style.save(figure, pictures / "curves.png")
     found: dict[str, Any] = {"leak": {}, "referral": {}}
+    referred: dict[str, dict[str, curves.Line]] = {}
+    grid = np.linspace(0, 0.5, 101)
     for split in _SPLITS:
         methods = [m for m in _METHODS if f"{split}, {m}" in folders and m != "one block, MAP"]
+        recall: dict[str, list[np.ndarray]] = {}
         for seed in range(len(folders[f"{split}, {methods[0]}"])):
             parts = None
             for method in methods:
@@ -74,9 +77,22 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
                 loaded = trained.load(place)
                 parts = parts or experiment.load_data(loaded.config)  # the same for all methods
                 given = trained.classify(loaded, parts.x_test, 10 if quick else 100)
-                share = share_for(place, given, parts.y_test)
+                threshold = runs.read_json(place / evaluate.RESULT)["threshold"]
+                told = given.mean, parts.y_test, given.total, threshold
+                share = scores.share_for_recall(*told, WANTED)
                 found["referral"].setdefault(f"{split}, {method}", []).append(share)
+                recall.setdefault(method, []).append(np.interp(grid, *scores.recall_by_share(*told)))
             found["leak"].setdefault(split, []).append(leak(parts, given))  # of the last method, VI
+            if seed == 0:
+                counts = scores.confusion(given.mean, parts.y_test, threshold)
+                figure = style.styled(judgement.confusion)(counts, parts.class_names)
+                style.save(figure, pictures / f"confusion_{split}.png")
+        referred[f"{split} split"] = {
+            method: curves.Line(grid, np.mean(all_, 0), np.min(all_, 0), np.max(all_, 0))
+            for method, all_ in recall.items()
+        }
+    figure = curves.curves(referred, "share that a doctor sees", "recall of all cases", "Referral")
+    style.save(figure, pictures / "referral.png")
     return found
 
 
@@ -91,13 +107,6 @@ def leak(parts: Dataset, given: predict.Predictive) -> dict[str, Any]:
         if chosen.any():
             found[f"{name}_accuracy"] = float(right[chosen].mean())
     return found
-
-
-def share_for(place: Path, given: predict.Predictive, labels: np.ndarray) -> float:
-    """The smallest share of test images, the most uncertain first, that a doctor must see for the recall of
-    all to reach `WANTED`, if the doctor finds every case. The threshold is the evaluation's."""
-    threshold = runs.read_json(place / evaluate.RESULT)["threshold"]
-    return scores.share_for_recall(given.mean, labels, given.total, threshold, WANTED)
 
 
 def sections(found: dict[str, Any]) -> list[str]:
@@ -115,6 +124,13 @@ def sections(found: dict[str, Any]) -> list[str]:
         "",
         "![Validation NLL by epoch](pneumonia_cnn/curves.png)",
         "",
+        "## Right and wrong",
+        "",
+        "![Confusion matrix, random split](pneumonia_cnn/confusion_random.png)",
+        "![Confusion matrix, official split](pneumonia_cnn/confusion_official.png)",
+        "",
+        "Five blocks under VI, first seed, random split and official split.",
+        "",
         "## The leak between the splits",
         "",
         *study_page.table(leaks),
@@ -124,10 +140,12 @@ def sections(found: dict[str, Any]) -> list[str]:
         "",
         "## What share must a doctor see?",
         "",
+        "![Recall by share](pneumonia_cnn/referral.png)",
+        "",
         *study_page.table(seen),
         "",
         f"The share of test images, the most uncertain first, that must go to a doctor for {WANTED:.1%}",
-        "of all cases to be found, if the doctor misses none.",
+        "of all cases to be found, if the doctor misses none. Means over the seeds; the bands span them.",
         "",
     ]
 

@@ -22,6 +22,7 @@ from bnn_jax.metrics import TINY, check_probs
 from bnn_jax.types import UserError
 
 MIN_DRAWS = 4  # two halves of two
+TRAJECTORY = ("accept_prob", "num_steps", "diverging")  # traces of samplers that reject
 MAX_DIVERGING = 0.1  # share of diverging transitions above which a chain is named
 BLOCK_VALUES = 2**21  # values held in float64 at a time
 
@@ -135,18 +136,20 @@ def chain_status(draws, trace: dict) -> list[str]:
 
     Args:
         draws: (C, D, P) weights.
-        trace: `accept_prob`, `step_size`, `num_steps` and `diverging`, each (C, D).
+        trace: `step_size`, and of samplers with trajectories `accept_prob`, `num_steps` and `diverging`,
+            each (C, D).
 
     Raises `UserError` if a shape does not fit or a key is missing.
     """
     draws = np.asarray(draws)
     chain_moved = moved(draws)
-    for name in ("accept_prob", "step_size", "num_steps", "diverging"):
+    for name in ("step_size", *(name for name in TRAJECTORY if name in trace)):
         if np.shape(trace.get(name)) != draws.shape[:2]:
             raise UserError(f"trace['{name}'] needs the shape {draws.shape[:2]} of the draws")
     finite = np.isfinite(draws).all(axis=(1, 2))
-    stepping = np.isfinite(trace["step_size"]).all(axis=1) & (np.asarray(trace["num_steps"]) >= 1).all(axis=1)
-    steady = np.mean(trace["diverging"], axis=1) <= MAX_DIVERGING
+    stepping = np.isfinite(trace["step_size"]).all(axis=1)
+    stepping &= (np.asarray(trace.get("num_steps", np.ones(draws.shape[:2]))) >= 1).all(axis=1)
+    steady = np.mean(trace.get("diverging", np.zeros(draws.shape[:2])), axis=1) <= MAX_DIVERGING
     status = np.select([~finite, ~(chain_moved & stepping), ~steady], ["nan", "frozen", "diverging"], "ok")
     return status.tolist()
 
@@ -194,9 +197,9 @@ def summary(draws, probs, trace: dict) -> dict:
 
     Returns:
         rhat_function_median, rhat_function_q95, rhat_weight_median, rhat_weight_q95, ess_function_min,
-        ess_function_median, ess_weight_median, acceptance: float or None; divergences: int, of all chains;
-        step_size (last), num_steps (mean), moved, status: lists, one entry a chain; a chain whose probs
-        are not finite has the status "nan" too.
+        ess_function_median, ess_weight_median: float or None; step_size (last), moved, status: lists, one
+        entry a chain; a chain whose probs are not finite has the status "nan" too. Of samplers with
+        trajectories also acceptance: float or None; divergences: int, of all chains; num_steps (mean): list.
 
     Raises `UserError` as `rhat`, `function_values` and `chain_status` do.
     """
@@ -211,15 +214,20 @@ def summary(draws, probs, trace: dict) -> dict:
         values, weights = function_values(probs[kept]), draws[kept]
         rhat_function, rhat_weight = rhat(values), rhat(weights)
         ess_function, ess_weight = ess_bulk(values), ess_bulk(weights)
-    return {
+    found = {
         **_summarised(rhat_function, ess_function),
         "rhat_weight_median": _quantile(rhat_weight, 0.5),
         "rhat_weight_q95": _quantile(rhat_weight, 0.95),
         "ess_weight_median": _quantile(ess_weight, 0.5),
-        "acceptance": _number(np.mean(np.asarray(trace["accept_prob"])[kept])) if kept.any() else None,
         "step_size": [_number(size) for size in np.asarray(trace["step_size"])[:, -1]],
-        "num_steps": [_number(steps) for steps in np.mean(trace["num_steps"], axis=1)],
-        "divergences": int(np.sum(trace["diverging"])),
         "moved": moved(draws).tolist(),
         "status": status,
     }
+    if "accept_prob" in trace:
+        accepted = np.asarray(trace["accept_prob"])[kept]
+        found["acceptance"] = _number(np.mean(accepted)) if kept.any() else None
+    if "num_steps" in trace:
+        found["num_steps"] = [_number(steps) for steps in np.mean(trace["num_steps"], axis=1)]
+    if "diverging" in trace:
+        found["divergences"] = int(np.sum(trace["diverging"]))
+    return found

@@ -165,6 +165,8 @@ def method(
             config.warmup,
         ),
         beta=beta,
+        batch_size=config.batch_size,
+        num_steps=settings.num_steps(config, visited),
         num_warmup=config.num_warmup,
         trajectory_length=config.trajectory_length,
         max_tree_depth=config.max_tree_depth,

@@ -163,6 +163,8 @@ def build(config: Config, found: Dataset) -> Setup:
         num_samples=config.num_samples,
         kl=config.kl,
         beta=optax.linear_schedule(0.0, 1.0, config.beta_warmup) if config.beta_warmup else 1.0,
+        batch_size=config.batch_size,
+        num_steps=config.vi_steps,
         num_warmup=config.num_warmup,
         trajectory_length=config.trajectory_length,
         max_tree_depth=config.max_tree_depth,

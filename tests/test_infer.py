@@ -385,7 +385,8 @@ def offered_methods() -> dict[str, Algorithm]:
         "layers": (("data",), ()),  # the problem's only layer as a second one, which dropout drops
         "optimizer": optax.adam(0.01),
         "num_warmup": 2,
-        "num_steps": 10,
+        "num_steps": 100,
+        "batch_size": 10,
         "trajectory_length": 0.1,
         "max_tree_depth": 3,
     }

@@ -1,0 +1,27 @@
+"""Stochastic gradient Langevin dynamics (Welling & Teh, ICML 2011): `langevin.overdamped`.
+
+    z <- z + eps^2/2 grad log p(z, D) + eps xi
+
+One gradient of a minibatch a step, no rejection; cyclical with `cycle` (arXiv:1902.03932).
+"""
+
+from collections.abc import Callable
+
+from bnn_jax import langevin
+from bnn_jax.types import Algorithm
+
+
+def build(
+    log_joint: Callable,
+    scale: Callable,
+    batch_size: int | None = None,
+    step_size: float = 0.01,
+    cycle: int | None = None,
+    explore: float = 0.8,
+) -> Algorithm:
+    """SGLD; arguments and errors as of `langevin.build`.
+
+    Args:
+        step_size: eps, in prior widths.
+    """
+    return langevin.build(langevin.overdamped(), log_joint, scale, step_size, batch_size, cycle, explore)

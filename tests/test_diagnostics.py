@@ -199,10 +199,11 @@ def test_moved_needs_most_transitions():
 
 def test_wrong_traces_and_shapes():
     draws, probs, trace = run()
-    with pytest.raises(UserError, match="num_steps"):
-        diagnostics.chain_status(draws, {k: v for k, v in trace.items() if k != "num_steps"})
     with pytest.raises(UserError, match="step_size"):
-        diagnostics.chain_status(draws, trace | {"step_size": [0.1, 0.1]})
+        diagnostics.chain_status(draws, {k: v for k, v in trace.items() if k != "step_size"})
+    for name in trace:
+        with pytest.raises(UserError, match=name):
+            diagnostics.chain_status(draws, trace | {name: [0.1, 0.1]})
     with pytest.raises(UserError, match="C, D, P"):
         diagnostics.moved(draws[0])
     with pytest.raises(UserError, match="C, D, T, K"):
@@ -231,6 +232,18 @@ def test_summary_of_healthy_chains():
     assert report["divergences"] == 3
     assert report["moved"] == [True] * 4
     assert report["status"] == ["ok"] * 4
+
+
+def test_chains_that_reject_nothing_have_no_acceptance():
+    """Nor divergences or a length of trajectories; a chain that stands still is named all the same."""
+    draws, probs, trace = run()
+    draws[1] = draws[1, 0]
+    short = {"step_size": trace["step_size"]}
+    assert diagnostics.chain_status(draws, short) == ["ok", "frozen"]
+    report = diagnostics.summary(draws, probs, short)
+    whole = diagnostics.summary(draws, probs, trace)
+    left = {"acceptance", "num_steps", "divergences"}
+    assert report == {name: value for name, value in whole.items() if name not in left}
 
 
 @pytest.mark.parametrize("name", ["the trap", "all nan", "nan step size"])

@@ -75,6 +75,9 @@ def build(method: str, estimator="sampling", strategy=None, num_warmup=0) -> Alg
         prior=PRIOR,
         likelihood=LIKELIHOOD,
         num_steps=3,
+        start=0.0,  # SWAG: every iterate
+        number=3,
+        rank=2,
     )
     return parts.call(parts.find("method", method), offered)
 

@@ -136,7 +136,10 @@ WRONG = {
         "unknown method 'gibbs': choose from dropout, hmc, ivon, map",
     ),
     "prior": (["--prior", "flat"], "unknown prior 'flat': choose from fan_in, isotropic"),
-    "posterior": (["--posterior", "flow"], "unknown posterior 'flow': choose from kronecker, low_rank, mean_field"),
+    "posterior": (
+        ["--posterior", "flow"],
+        "unknown posterior 'flow': choose from kronecker, low_rank, mean_field",
+    ),
     "estimator": (["--estimator", "magic"], "unknown estimator 'magic': choose from sampling"),
     "twice": (["--methods", "map", "map"], "each method once"),
     "chains": (["--num-chains", "0"], "num_chains, num_draws, thin and block_size must be at least 1"),

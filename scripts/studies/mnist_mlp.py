@@ -3,7 +3,16 @@
 784-256-256-10 with ReLU on MNIST, 55,000 training, 5,000 validation and 10,000 official test images. The
 study that is redone averages ten posterior samples and says nothing about another number. Here the test
 predictions of 100 draws are kept, and accuracy, NLL and ECE are those of random subsets of 1 to 100 of
-them. The deterministic network (MAP) has one draw; an ensemble of five MAP networks has five.
+them. The deterministic network (MAP) has one draw; an ensemble of five MAP networks has five. VI takes twice
+the epochs at a learning rate three times as large, as its ELBO is far from its optimum after 30. All have
+the prior N(0, 0.1^2).
+
+What the posterior adds here, and what not: draws of mean-field VI differ so much that one alone reads two
+digits more in a hundred wrong, and their average is underconfident. The gain of averaging is spent after 20
+to 30 draws. VI stays behind MAP and ensemble, although its ELBO no longer moves: with 270,000 weights and
+55,000 images independent weights are a poor family, and a wider prior, N(0, 0.2^2), or a larger learning rate
+changed its validation NLL by little. (Bayes by Backprop, arXiv:1505.05424, reports an error of 2.04 % for nets
+of 400 to 1,200 units after 600 epochs.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +37,7 @@ _COMMON = dict(
     epochs=30,
     learning_rate=1e-3,
 )
-_VI = dict(method="vi", estimator="local_reparam", beta_warmup=2000)
+_VI = dict(method="vi", estimator="local_reparam", beta_warmup=2000, epochs=60, learning_rate=3e-3)
 
 
 def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:

@@ -142,7 +142,7 @@ WRONG = {
     "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from"),
     "method": (
         [*IMAGES, "--method", "gibbs"],
-        "unknown method 'gibbs': choose from dropout, hmc, map",
+        "unknown method 'gibbs': choose from dropout, hmc, ",
     ),
     "optimizer": ([*IMAGES, "--optimizer", "adan2"], "unknown optimizer 'adan2': choose from"),
     "schedule": ([*IMAGES, "--schedule", "linear"], "unknown schedule 'linear': choose from cosine"),

@@ -147,6 +147,10 @@ def method(
     beta = config.beta
     if config.beta_warmup:
         beta = optax.linear_schedule(0.0, config.beta, config.beta_warmup)
+    steps = settings.num_steps(config, visited)
+    optimizer = lambda schedule: optimizers.build(
+        config.optimizer, config.learning_rate, steps, schedule, config.warmup
+    )
     return models.method(
         name or config.method,
         model,
@@ -157,16 +161,11 @@ def method(
         kl=config.kl,
         likelihood=likelihood,
         x_shape=x_shape,
-        optimizer=optimizers.build(
-            config.optimizer,
-            config.learning_rate,
-            settings.num_steps(config, visited),
-            config.schedule,
-            config.warmup,
-        ),
+        optimizer=optimizer(config.schedule),
+        constant_optimizer=optimizer("constant"),
         beta=beta,
         batch_size=config.batch_size,
-        num_steps=settings.num_steps(config, visited),
+        num_steps=steps,
         num_warmup=config.num_warmup,
         trajectory_length=config.trajectory_length,
         max_tree_depth=config.max_tree_depth,

@@ -170,11 +170,11 @@ def build(config: Config, found: Dataset) -> Setup:
         max_tree_depth=config.max_tree_depth,
     )
     rate = {"map": (config.map_learning_rate, config.map_steps)}
+    optimizer = lambda name, schedule: optimizers.build(
+        "adam", *rate.get(name, (config.vi_learning_rate, config.vi_steps)), schedule
+    )
     methods = {
-        name: make(
-            name,
-            optimizer=optimizers.build("adam", *rate.get(name, (config.vi_learning_rate, config.vi_steps))),
-        )
+        name: make(name, optimizer=optimizer(name, "cosine"), constant_optimizer=optimizer(name, "constant"))
         for name in dict.fromkeys(("map", *config.methods))
     }
     keys = jax.random.split(runs.stream(config.seed, "init"), config.num_chains)

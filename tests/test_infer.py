@@ -384,6 +384,7 @@ def offered_methods() -> dict[str, Algorithm]:
         "num_data": 40,
         "layers": (("data",), ()),  # the problem's only layer as a second one, which dropout drops
         "optimizer": optax.adam(0.01),
+        "constant_optimizer": optax.adam(0.01),
         "num_warmup": 2,
         "num_steps": 100,
         "batch_size": 10,

@@ -91,7 +91,7 @@ def test_unknown_parts(arguments, message):
 
 def method(name, model, **changes):
     settings = dict(optimizer=optax.sgd(1e-3), beta=1.0, num_warmup=5, trajectory_length=0.1)
-    settings |= dict(x_shape=X.shape[1:], batch_size=4, num_steps=100)
+    settings |= dict(x_shape=X.shape[1:], batch_size=4, num_steps=100, constant_optimizer=optax.sgd(1e-3))
     return models.method(name, model, 160, **settings | dict(max_tree_depth=3) | changes)
 
 

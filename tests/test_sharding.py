@@ -65,6 +65,7 @@ def build(method: str, estimator="sampling", strategy=None, num_warmup=0) -> Alg
         elbo=objectives.elbo(estimate, FAMILY, PRIOR, LIKELIHOOD, N),
         posterior=FAMILY,
         optimizer=optax.adam(0.01),
+        constant_optimizer=optax.adam(0.01),
         scale=PRIOR.scale,
         num_warmup=num_warmup,
         trajectory_length=0.3,

@@ -4,7 +4,8 @@ r"""SWAG: a Gaussian around the average of SGD's iterates, with their covariance
 
 Iterates of a constant learning rate wander around an optimum; how far is taken for the posterior's width.
 That it depends on learning rate and batch size, and not on the data alone, is the approximation (Maddox et
-al., arXiv:1902.02476). The first steps are plain MAP; use a constant learning rate.
+al., arXiv:1902.02476). The first steps are plain MAP. The learning rate is constant, whatever the schedule of
+other methods.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def build(
     log_joint: Callable,
     num_data: int,
     num_steps: int,
-    optimizer: optax.GradientTransformation,
+    constant_optimizer: optax.GradientTransformation,
     start: float = 0.5,
     number: int = 40,
     rank: int = 20,
@@ -43,7 +44,8 @@ def build(
         log_joint: (params, batch) -> (), nats on the full-data scale.
         num_data: N; the loss is divided by it.
         num_steps: of the whole run.
-        optimizer: any optax transformation, with a constant learning rate.
+        constant_optimizer: any optax transformation whose learning rate does not fall: the iterates of one
+            that does stand still in the end, and tell no width.
         start: share of the steps before the first iterate is taken.
         number: iterates, evenly over the rest.
         rank: K; 0 is the diagonal form, whose variance is not halved.
@@ -64,12 +66,12 @@ def build(
         zeros = jax.tree.map(jnp.zeros_like, params)
         deviations = jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params)
         count = jnp.zeros((), jnp.int32)
-        return SwagState(params, optimizer.init(params), params, zeros, deviations, count, count)
+        return SwagState(params, constant_optimizer.init(params), params, zeros, deviations, count, count)
 
     def step(key: Key, state: SwagState, batch: Batch) -> tuple[SwagState, Info]:
         loss = lambda params: -log_joint(params, batch) / num_data
         value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        updates, opt_state = constant_optimizer.update(grads, state.optimizer, state.params)
         params, t = optax.apply_updates(state.params, updates), state.t + 1
         take = (t > first) & ((t - first) % period == 0) & (state.taken < number)
         n = state.taken + take

@@ -5,6 +5,12 @@ models by maximum likelihood with covariances of their own and with a shared one
 the pixels of the digits (8x8) and of PneumoniaMNIST (28x28), standardised, with the parts that the networks
 train and test on. The first three have no probabilities, so no NLL and no ECE. The network is a small
 convolutional one: MAP, VI and, where its posterior can be sampled, HMC; an ensemble of MAP where not.
+
+What the network and its posterior add: decisions, above all. On the digits HMC makes the fewest mistakes,
+and logistic regression has an NLL like that of the network at its mode; Gaussians with covariances of their
+own, whose number of parameters the images do not support, are sure of their mistakes. On PneumoniaMNIST,
+without augmentation, every method that gives probabilities is too sure on the test part, whose share of
+healthy children is larger, the posteriors less so than the mode.
 """
 
 from collections.abc import Mapping, Sequence

@@ -143,13 +143,15 @@ def chain_status(draws, trace: dict) -> list[str]:
     """
     draws = np.asarray(draws)
     chain_moved = moved(draws)
-    for name in ("step_size", *(name for name in TRAJECTORY if name in trace)):
+    rejects = any(name in trace for name in TRAJECTORY)
+    for name in ("step_size", *(TRAJECTORY if rejects else ())):
         if np.shape(trace.get(name)) != draws.shape[:2]:
             raise UserError(f"trace['{name}'] needs the shape {draws.shape[:2]} of the draws")
     finite = np.isfinite(draws).all(axis=(1, 2))
-    stepping = np.isfinite(trace["step_size"]).all(axis=1)
-    stepping &= (np.asarray(trace.get("num_steps", np.ones(draws.shape[:2]))) >= 1).all(axis=1)
-    steady = np.mean(trace.get("diverging", np.zeros(draws.shape[:2])), axis=1) <= MAX_DIVERGING
+    stepping, steady = np.isfinite(trace["step_size"]).all(axis=1), np.ones(len(draws), bool)
+    if rejects:
+        stepping &= (np.asarray(trace["num_steps"]) >= 1).all(axis=1)
+        steady = np.mean(trace["diverging"], axis=1) <= MAX_DIVERGING
     status = np.select([~finite, ~(chain_moved & stepping), ~steady], ["nan", "frozen", "diverging"], "ok")
     return status.tolist()
 
@@ -223,11 +225,9 @@ def summary(draws, probs, trace: dict) -> dict:
         "moved": moved(draws).tolist(),
         "status": status,
     }
-    if "accept_prob" in trace:
+    if "accept_prob" in trace:  # then all of `TRAJECTORY`, as `chain_status` has seen
         accepted = np.asarray(trace["accept_prob"])[kept]
         found["acceptance"] = _number(np.mean(accepted)) if kept.any() else None
-    if "num_steps" in trace:
         found["num_steps"] = [_number(steps) for steps in np.mean(trace["num_steps"], axis=1)]
-    if "diverging" in trace:
         found["divergences"] = int(np.sum(trace["diverging"]))
     return found

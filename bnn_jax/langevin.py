@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnn_jax.trees import normal_like
+from bnn_jax.trees import normal_like, size, tree_sum
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 
@@ -149,8 +149,7 @@ def build(
         if cycle is None:
             return jnp.asarray(step_size, jnp.float32), jnp.ones((), jnp.float32)
         place = (t % cycle) / cycle
-        size = 0.5 * step_size * (1 + jnp.cos(jnp.pi * place))
-        return size, jnp.where(place < explore, 0.0, 1.0)
+        return 0.5 * step_size * (1 + jnp.cos(jnp.pi * place)), jnp.where(place < explore, 0.0, 1.0)
 
     def init(key: Key, params: Params) -> LangevinState:
         z = jax.tree.map(jnp.divide, params, scale(params))
@@ -162,12 +161,12 @@ def build(
             rows = jax.random.randint(key_rows, (batch_size,), 0, len(batch.x))
             batch = jax.tree.map(lambda a: jnp.asarray(a)[rows], batch)
         value, grads = jax.value_and_grad(lambda z: log_joint(to_params(z), batch))(state.z)
-        size, temperature = schedule(state.t)
+        eps, temperature = schedule(state.t)
         updates, new = dynamics.update(
-            grads, state.dynamics, state.z, key=key_noise, step_size=size, temperature=temperature
+            grads, state.dynamics, state.z, key=key_noise, step_size=eps, temperature=temperature
         )
         z = optax.apply_updates(state.z, updates)
-        return LangevinState(z, new, state.t + 1), {"log_joint": value, "step_size": size}
+        return LangevinState(z, new, state.t + 1), {"log_joint": value, "step_size": eps}
 
     return Algorithm(init, step, sample=lambda key, state: to_params(state.z), chain=True)
 
@@ -180,9 +179,7 @@ def _overdamped(grads, precondition, key, step_size, temperature):
 
 def _inverse_root(square, damping):
     """1 / (sqrt(square) + damping * rms), divided by its mean over all weights."""
-    leaves = jax.tree.leaves(square)
-    number = sum(leaf.size for leaf in leaves)
-    rms = jnp.sqrt(sum(leaf.sum() for leaf in leaves) / number)
+    rms = jnp.sqrt(tree_sum(square) / size(square))
     inverse = jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + damping * rms + 1e-30), square)
-    mean = sum(leaf.sum() for leaf in jax.tree.leaves(inverse)) / number
+    mean = tree_sum(inverse) / size(square)
     return jax.tree.map(lambda a: a / mean, inverse)

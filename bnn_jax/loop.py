@@ -155,7 +155,7 @@ def stepper(
         return state, jax.tree.map(lambda a: a / count, total)
 
     @partial(jax.jit, donate_argnums=0)
-    def run_one(state, batch, numbers, t):
+    def run_batch(state, batch, numbers, t):
         with ops.outside_loops():
             return take(state, t, batch, numbers)
 
@@ -163,6 +163,13 @@ def stepper(
     def run_rows(state, data, rows, numbers, t):
         with ops.outside_loops():
             return take(state, t, rows_of(data, rows), numbers)
+
+    def run_each(step, state, inputs):
+        infos = []
+        for given in inputs:
+            state, info = step(state, *given)
+            infos.append(info)
+        return state, jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(infos))
 
     one_by_one = None  # whether a step holds what is slow in loops: known when the first is traced
 
@@ -174,22 +181,15 @@ def stepper(
             one_by_one = ops.slow_in_loops(step.jaxpr)
         if not one_by_one:
             return run(state, placed, visit[numbers], numbers, first, last - first)
-        infos = []
-        for t, row in zip(range(first, last), numbers, strict=False):
-            state, info = run_rows(state, placed, visit[row], row, t)
-            infos.append(info)
-        return state, _mean(infos)
+        steps = zip(numbers, range(first, last), strict=False)
+        return run_each(run_rows, state, ((placed, visit[row], row, t) for row, t in steps))
 
     def from_stream(state, first, last):
         numbers = order(key_order, len(visit), batch_size, first, last - first)
         which = dict(process_index=jax.process_index(), process_count=jax.process_count())
         batches = stream.batches(data.x, data.y, visit[numbers], **which)
-        infos = []
-        for t, batch in zip(range(first, last), batches, strict=True):
-            batch = sharding.assemble(batch, mesh) if mesh else jax.tree.map(jnp.asarray, batch)
-            state, info = run_one(state, batch, numbers[t - first], t)
-            infos.append(info)
-        return state, _mean(infos)
+        given = (sharding.assemble(b, mesh) if mesh else jax.tree.map(jnp.asarray, b) for b in batches)
+        return run_each(run_batch, state, zip(given, numbers, range(first, last), strict=True))
 
     streamed = isinstance(data.x, stream.Source)
     if not streamed:
@@ -206,10 +206,6 @@ def stepper(
         return state, means
 
     return advance
-
-
-def _mean(infos):
-    return jax.tree.map(lambda *values: np.mean(values, axis=0), *jax.device_get(infos))
 
 
 def check_batch(num_data: int, batch_size: int) -> None:

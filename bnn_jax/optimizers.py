@@ -7,6 +7,7 @@ The factor is part of the optimiser's state and changes between steps only, when
 """
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple, get_args
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnn_jax.types import UserError
+from bnn_jax.types import Info, Params, UserError
 
 SCHEDULES = ("cosine", "constant")
 
@@ -63,6 +64,20 @@ def build(
         then = then if callable(then) else optax.constant_schedule(then)
         then = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), then], [warmup])
     return optax.chain(getattr(optax, name)(then), _by_factor())
+
+
+def ascend(
+    objective: Callable, num_data: int, optimizer: optax.GradientTransformation, params: Params, state: Any
+) -> tuple[Params, Any, Info]:
+    """One step up a log joint: the new params and optimiser's state, and the info of the step.
+
+    Args:
+        objective: (params) -> (), nats on the full-data scale.
+        num_data: N; the loss is divided by it, so that learning rates do not depend on N.
+    """
+    value, grads = jax.value_and_grad(lambda params: -objective(params) / num_data)(params)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, {"log_joint": -value * num_data}
 
 
 def plateau(factor: float, patience: int, floor: float) -> optax.GradientTransformationExtraArgs:

@@ -133,12 +133,12 @@ WRONG = {
     "dataset": (["--dataset", "cifar11"], "the data set cifar11 is not prepared"),
     "method": (
         ["--methods", "map", "gibbs"],
-        "unknown method 'gibbs': choose from dropout, hmc, ",
+        "unknown method 'gibbs': choose from dropout, hmc, ivon, map, nuts, psgld, sghmc, sgld, swag, vi",
     ),
     "prior": (["--prior", "flat"], "unknown prior 'flat': choose from fan_in, isotropic"),
     "posterior": (
         ["--posterior", "flow"],
-        "unknown posterior 'flow': choose from kronecker, ",
+        "unknown posterior 'flow': choose from kronecker, low_rank, mean_field",
     ),
     "estimator": (["--estimator", "magic"], "unknown estimator 'magic': choose from sampling"),
     "twice": (["--methods", "map", "map"], "each method once"),

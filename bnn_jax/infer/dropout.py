@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bnn_jax import optimizers
 from bnn_jax.trees import at
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
@@ -64,14 +65,9 @@ def build(
         return DropoutState(params, optimizer.init(params))
 
     def step(key: Key, state: DropoutState, batch: Batch) -> tuple[DropoutState, Info]:
-        def loss(params):
-            return -log_joint(drop(key, params), batch) / num_data
-
-        value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
-        return DropoutState(optax.apply_updates(state.params, updates), opt_state), {
-            "log_joint": -value * num_data
-        }
+        objective = lambda params: log_joint(drop(key, params), batch)
+        *new, info = optimizers.ascend(objective, num_data, optimizer, *state)
+        return DropoutState(*new), info
 
     return Algorithm(init, step, sample=lambda key, state: drop(key, state.params))
 

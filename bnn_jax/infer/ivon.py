@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bnn_jax import estimators
 from bnn_jax.trees import normal_like
 from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError
 
@@ -89,8 +90,8 @@ def build(
             value, grads = jax.value_and_grad(loss)(jax.tree.map(jnp.add, state.mean, away))
             return value, grads, jax.tree.map(lambda g, a, s: g * a / s**2, grads, away, std)
 
-        each = [one(key) for key in jax.random.split(key, num_samples)]
-        value, grads, hess = jax.tree.map(lambda *a: sum(a) / num_samples, *each)
+        each = estimators.over_samples(one, jax.random.split(key, num_samples))
+        value, grads, hess = jax.tree.map(lambda a: a.mean(0), each)
         momentum = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.momentum, grads)
         unbiased = 1 / (1 - beta1 ** (state.t + 1))
         prior_mean, delta = moments(state.mean)

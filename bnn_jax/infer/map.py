@@ -8,9 +8,9 @@ One draw and no uncertainty: the baseline, and where the chains of HMC and the m
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
+from bnn_jax import optimizers
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params
 
 
@@ -32,13 +32,8 @@ def build(log_joint: Callable, num_data: int, optimizer: optax.GradientTransform
         return MapState(params, optimizer.init(params))
 
     def step(key: Key, state: MapState, batch: Batch) -> tuple[MapState, Info]:
-        def loss(params):
-            return -log_joint(params, batch) / num_data
-
-        value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
-        return MapState(optax.apply_updates(state.params, updates), opt_state), {
-            "log_joint": -value * num_data
-        }
+        objective = lambda params: log_joint(params, batch)
+        *new, info = optimizers.ascend(objective, num_data, optimizer, *state)
+        return MapState(*new), info
 
     return Algorithm(init, step, sample=lambda key, state: state.params)

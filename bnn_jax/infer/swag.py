@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bnn_jax import optimizers
 from bnn_jax.trees import normal_like
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
@@ -69,10 +70,11 @@ def build(
         return SwagState(params, constant_optimizer.init(params), params, zeros, deviations, count, count)
 
     def step(key: Key, state: SwagState, batch: Batch) -> tuple[SwagState, Info]:
-        loss = lambda params: -log_joint(params, batch) / num_data
-        value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = constant_optimizer.update(grads, state.optimizer, state.params)
-        params, t = optax.apply_updates(state.params, updates), state.t + 1
+        objective = lambda params: log_joint(params, batch)
+        params, opt_state, info = optimizers.ascend(
+            objective, num_data, constant_optimizer, state.params, state.optimizer
+        )
+        t = state.t + 1
         take = (t > first) & ((t - first) % period == 0) & (state.taken < number)
         n = state.taken + take
         share = jnp.where(take, 1 / jnp.maximum(n, 1), 0.0)
@@ -87,8 +89,7 @@ def build(
             slot = (n - 1) % rank
             put = lambda d, w, m: jnp.where(take, d.at[slot].set(w - m), d)
             deviations = jax.tree.map(put, deviations, params, mean)
-        new = SwagState(params, opt_state, mean, square, deviations, t, n)
-        return new, {"log_joint": -value * num_data}
+        return SwagState(params, opt_state, mean, square, deviations, t, n), info
 
     def sample(key: Key, state: SwagState) -> Params:
         key_diagonal, key_rank = jax.random.split(key)

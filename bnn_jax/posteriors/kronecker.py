@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from bnn_jax.trees import normal_like
-from bnn_jax.types import Key, Params, Posterior, Prior, UserError
+from bnn_jax.posteriors import cross_term, positive_width, prior_moments
+from bnn_jax.trees import normal_like, tree_sum
+from bnn_jax.types import Key, Params, Posterior, Prior
 
 
 class Kronecker(NamedTuple):
@@ -35,9 +36,7 @@ def build(init_std: float = 0.01) -> Posterior:
     Raises:
         UserError: `init_std` is not positive.
     """
-    if not 0 < init_std < float("inf"):
-        raise UserError(f"the posterior's init_std must be a positive number, not {init_std}")
-    half = 0.5 * math.log(init_std)
+    half = 0.5 * math.log(positive_width(init_std))
 
     def init(params: Params) -> Kronecker:
         rows = jax.tree.map(lambda a: half * jnp.eye(_matrix(a).shape[0]), params)
@@ -61,19 +60,15 @@ def build(init_std: float = 0.01) -> Posterior:
             squares = 0.5 * jnp.sum(white**2) + 0.5 * mean.size * math.log(2 * math.pi)
             return -squares - _half_log_det(a, b)
 
-        return sum(jax.tree.leaves(jax.tree.map(one, *phi, params)))
+        return tree_sum(jax.tree.map(one, *phi, params))
 
     def kl(phi: Kronecker, prior: Prior) -> jax.Array:
-        if prior.moments is None:
-            raise UserError("the closed-form KL needs a Gaussian prior; use kl='monte_carlo'")
-
         def one(mean, rows, columns, prior_mean, prior_std):
             a, b = _factors(rows, columns)
             variance = jnp.outer(jnp.sum(a**2, 1), jnp.sum(b**2, 1)).reshape(mean.shape)
-            each = 0.5 * ((variance + (mean - prior_mean) ** 2) / prior_std**2 - 1) + jnp.log(prior_std)
-            return jnp.sum(each) - _half_log_det(a, b)
+            return jnp.sum(cross_term(variance, mean, prior_mean, prior_std)) - _half_log_det(a, b)
 
-        return sum(jax.tree.leaves(jax.tree.map(one, *phi, *prior.moments(phi.mean))))
+        return tree_sum(jax.tree.map(one, *phi, *prior_moments(prior, phi.mean)))
 
     return Posterior(init, sample, log_prob, kl)
 

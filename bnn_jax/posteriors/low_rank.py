@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from bnn_jax.trees import normal_like, tree_sum
+from bnn_jax.posteriors import cross_term, positive_width, prior_moments, rho_like
+from bnn_jax.trees import normal_like, size, tree_sum
 from bnn_jax.types import Key, Params, Posterior, Prior, UserError
 
 
@@ -33,15 +34,13 @@ def build(init_std: float = 0.01, rank: int = 5) -> Posterior:
     Raises:
         UserError: `init_std` is not positive, or `rank` below 1.
     """
-    if not 0 < init_std < float("inf"):
-        raise UserError(f"the posterior's init_std must be a positive number, not {init_std}")
+    init_std = positive_width(init_std)
     if rank < 1:
         raise UserError(f"the posterior's rank must be at least 1, not {rank}")
 
     def init(params: Params) -> LowRank:
-        rho = init_std + jnp.log(-jnp.expm1(-init_std))  # softplus^-1
-        full = jax.tree.map(lambda a: jnp.full_like(a, rho), params)
-        return LowRank(params, full, jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params))
+        factor = jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params)
+        return LowRank(params, rho_like(params, init_std), factor)
 
     def sample(key: Key, phi: LowRank) -> Params:
         key_each, key_common = jax.random.split(key)
@@ -56,20 +55,14 @@ def build(init_std: float = 0.01, rank: int = 5) -> Posterior:
         along = sum(jax.tree.leaves(jax.tree.map(lambda v, r: v.reshape(rank, -1) @ r.ravel(), scaled, away)))
         squares = tree_sum(jax.tree.map(jnp.square, away))
         squares -= jnp.sum(solve_triangular(chol, along, lower=True) ** 2)
-        number = sum(leaf.size for leaf in jax.tree.leaves(away))
-        return -0.5 * (squares + number * jnp.log(2 * jnp.pi)) - _half_log_det(std, chol)
+        return -0.5 * (squares + size(away) * jnp.log(2 * jnp.pi)) - _half_log_det(std, chol)
 
     def kl(phi: LowRank, prior: Prior) -> jax.Array:
-        if prior.moments is None:
-            raise UserError("the closed-form KL needs a Gaussian prior; use kl='monte_carlo'")
         std = jax.tree.map(jax.nn.softplus, phi.rho)
         _, chol = _scaled(phi.factor, std)
 
-        def one(m, s, u, prior_mean, prior_std):
-            variance = s**2 + jnp.sum(u**2, 0)
-            return 0.5 * ((variance + (m - prior_mean) ** 2) / prior_std**2 - 1) + jnp.log(prior_std)
-
-        each = jax.tree.map(one, phi.mean, std, phi.factor, *prior.moments(phi.mean))
+        variance = jax.tree.map(lambda s, u: s**2 + jnp.sum(u**2, 0), std, phi.factor)
+        each = jax.tree.map(cross_term, variance, phi.mean, *prior_moments(prior, phi.mean))
         return tree_sum(each) - _half_log_det(std, chol)
 
     return Posterior(init, sample, log_prob, kl)

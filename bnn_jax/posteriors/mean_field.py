@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
+from bnn_jax.posteriors import positive_width, prior_moments, rho_like
 from bnn_jax.trees import normal_like, tree_sum
-from bnn_jax.types import Key, Params, Posterior, Prior, UserError
+from bnn_jax.types import Key, Params, Posterior, Prior
 
 
 class MeanField(NamedTuple):
@@ -35,12 +36,10 @@ def build(init_std: float = 0.01) -> Posterior:
     Raises:
         UserError: `init_std` is not positive.
     """
-    if not 0 < init_std < float("inf"):
-        raise UserError(f"the posterior's init_std must be a positive number, not {init_std}")
+    init_std = positive_width(init_std)
 
     def init(params: Params) -> MeanField:
-        rho = init_std + jnp.log(-jnp.expm1(-init_std))  # softplus^-1
-        return MeanField(params, jax.tree.map(lambda a: jnp.full_like(a, rho), params))
+        return MeanField(params, rho_like(params, init_std))
 
     def moments(phi: MeanField) -> tuple[Params, Params]:
         return phi.mean, jax.tree.map(jax.nn.softplus, phi.rho)
@@ -53,10 +52,8 @@ def build(init_std: float = 0.01) -> Posterior:
         return tree_sum(jax.tree.map(norm.logpdf, params, *moments(phi)))
 
     def kl(phi: MeanField, prior: Prior) -> jax.Array:
-        if prior.moments is None:
-            raise UserError("the closed-form KL needs a Gaussian prior; use kl='monte_carlo'")
         mean, std = moments(phi)
-        return tree_sum(jax.tree.map(_kl_normal, mean, std, *prior.moments(mean)))
+        return tree_sum(jax.tree.map(_kl_normal, mean, std, *prior_moments(prior, mean)))
 
     return Posterior(init, sample, log_prob, kl, moments)
 

@@ -71,9 +71,9 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
 
 def place(environment: Mapping[str, Any]) -> str:
     """Where something ran."""
-    cores = "core" if environment["num_cores"] == 1 else "cores"
-    told = f"{{num_cores}} {cores} ({{platform}}), Python {{python}}, jax {{jax}}, commit {{git_commit}}"
-    return told.format(**environment)
+    plural = "" if environment["num_cores"] == 1 else "s"
+    told = "{num_cores} core{plural} ({platform}), Python {python}, jax {jax}, commit {git_commit}"
+    return told.format(plural=plural, **environment)
 
 
 def overview(studies: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:

@@ -24,12 +24,12 @@ _COMMON = dict(
     path=Path("uci") / "bostonHousing.npz",
     net="conv1d",
     batch_size=64,
+    learning_rate=3e-3,
     eval_every=1000,
 )
-_ADAM = dict(learning_rate=3e-3)
-_CHAINS = dict(steps=1000, num_warmup=100, num_draws=200, block_size=100, **_ADAM)
+_CHAINS = dict(steps=1000, num_warmup=100, num_draws=200, block_size=100)
 _METHODS = {
-    "MAP": dict(method="map", steps=3000, **_ADAM),
+    "MAP": dict(method="map", steps=3000),
     "VI": dict(
         method="vi",
         steps=10000,
@@ -46,7 +46,7 @@ _SPLITS = {
     "standard": [dict(fold=fold) for fold in range(20)],
 }
 RUNS = {
-    f"{method}, {split}": [Config(**_COMMON, **how, **part) for part in parts]
+    f"{method}, {split}": [Config(**_COMMON | how | part) for part in parts]
     for split, parts in _SPLITS.items()
     for method, how in _METHODS.items()
     if (method, split) != ("NUTS", "standard")

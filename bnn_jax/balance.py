@@ -64,7 +64,11 @@ def weighted(likelihood: Likelihood, weights: np.ndarray) -> Likelihood:
             raise UserError(f"class weights need integer labels, got {y.dtype}")
         return jnp.asarray(weights)[y] * likelihood.log_prob(outputs, y)
 
-    return likelihood._replace(log_prob=log_prob)
+    def fisher_root(outputs, y):
+        root = likelihood.fisher_root(outputs, y)
+        return jnp.sqrt(jnp.asarray(weights)[y]).reshape(-1, *[1] * (outputs.ndim - 1)) * root
+
+    return likelihood._replace(log_prob=log_prob, fisher_root=likelihood.fisher_root and fisher_root)
 
 
 def focal(likelihood: Likelihood, gamma: float) -> Likelihood:
@@ -95,7 +99,7 @@ def focal(likelihood: Likelihood, gamma: float) -> Likelihood:
         safe = jnp.where(unsure, log_p, -1.0)
         return jnp.where(unsure, (-jnp.expm1(safe)) ** gamma * safe, 0.0)
 
-    return likelihood._replace(log_prob=log_prob)
+    return likelihood._replace(log_prob=log_prob, fisher_root=None)
 
 
 def over_sample(labels: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:

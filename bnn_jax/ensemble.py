@@ -29,4 +29,4 @@ def build(algorithm: Algorithm, size: int) -> Algorithm:
     def sample(key: Key, state) -> Params:
         return jax.vmap(algorithm.sample)(jax.random.split(key, size), state)
 
-    return Algorithm(init, step, sample, algorithm.chain)
+    return Algorithm(init, step, sample, algorithm.chain, algorithm.linearise_at)

@@ -322,8 +322,7 @@ def _evaluation(experiment, found, algorithm, members):
     if found.x_val is None:
         return None
     config, model = experiment.config, experiment.model
-    sample = algorithm.sample
-    draw = predict.sampled(sample) if members is None else predict.members(sample, members)
+    draw = predict.sampled(algorithm) if members is None else predict.members(algorithm, members)
     key = runs.stream(config.seed, "evaluate")  # the same draws at every evaluation: less noise between them
     num_draws = -(-config.eval_draws // (members or 1)) * (members or 1)  # each member as often as the others
     if model.likelihood.task == "classification":

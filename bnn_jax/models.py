@@ -89,6 +89,7 @@ def method(
     build = parts.find("method", name)
     ours = {
         "apply": model.apply,
+        "module": model.module,
         "prior": model.prior,
         "scale": model.prior.scale,
         "likelihood": likelihood,

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnn_jax.types import Params
+from bnn_jax.types import Params, UserError
 
 LINEAR = (nn.Dense, nn.Conv)  # the layers that estimators and dropout know, subclasses left alone
 _OUTSIDE = contextvars.ContextVar("outside_loops", default=False)  # set while tracing, by the context below
@@ -129,19 +129,22 @@ def conv_general_dilated(
             precision=precision,
             **rest,
         )
-    return _im2col(lhs, rhs, tuple(window_strides), padding, tuple(rhs_dilation), precision)
+    rows = _rows(lhs, rhs.shape[:-2], tuple(window_strides), padding, tuple(rhs_dilation))
+    return jnp.matmul(rows, rhs.reshape(-1, rhs.shape[-1]), precision=precision)
 
 
-def _im2col(x, kernel, strides, padding, dilation, precision):
-    window, (channels, features) = kernel.shape[:-2], kernel.shape[-2:]
+def _rows(x, window, strides, padding, dilation):
+    """What a kernel's window sees at each place, in the order of the kernel's entries:
+    (B, *spatial', window * C)."""
+    channels = x.shape[-1]
     extent = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], extent, strides, padding)
     # A negative pad crops, which lax.pad knows and jnp.pad does not.
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
     out = [max((n - e) // s + 1, 0) for n, e, s in zip(x.shape[1:-1], extent, strides, strict=True)]
-    if 0 in out:  # the window is larger than the image: no output, as in the native convolution
-        return jnp.zeros((x.shape[0], *out, features), jnp.result_type(x, kernel))
+    if 0 in out:  # the window is larger than the image: no place, as in the native convolution
+        return jnp.zeros((x.shape[0], *out, math.prod(window) * channels), x.dtype)
 
     def shifted(offset):
         start = [o * d for o, d in zip(offset, dilation, strict=True)]
@@ -149,7 +152,7 @@ def _im2col(x, kernel, strides, padding, dilation, precision):
         return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, channels), (1, *strides, 1))
 
     patches = [shifted(offset) for offset in itertools.product(*map(range, window))]
-    return jnp.matmul(jnp.concatenate(patches, -1), kernel.reshape(-1, features), precision=precision)
+    return jnp.concatenate(patches, -1)
 
 
 def max_pool(x: jax.Array, window: Sequence[int] = (2, 2)) -> jax.Array:
@@ -263,6 +266,33 @@ def unbound(layer: nn.Module) -> nn.Module:
     copy = layer.clone(parent=None, name=_UNBOUND)
     native = type(copy) is nn.Conv and not (copy.conv_general_dilated or copy.conv_general_dilated_cls)
     return copy.clone(conv_general_dilated=conv_general_dilated) if native else copy
+
+
+def with_rows(layer: nn.Module, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A linear layer's outputs at `params`, and the rows (B, T, inputs) that its kernel, as a matrix,
+    multiplies at each of T places.
+
+    Raises:
+        UserError: a convolution in groups, with dilated inputs or a lowering of its own: it has no such rows.
+    """
+    copy, seen = unbound(layer), []
+
+    def conv(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, feature_group_count, **rest):
+        if feature_group_count != 1 or set(lhs_dilation) != {1}:
+            raise UserError(
+                f"{'/'.join(layer.path)}: a convolution in groups or with dilated inputs has no rows"
+            )
+        seen.append(_rows(lhs, rhs.shape[:-2], tuple(window_strides), padding, tuple(rhs_dilation)))
+        return jnp.matmul(seen[-1], rhs.reshape(-1, rhs.shape[-1]))
+
+    if isinstance(copy, nn.Conv):
+        if copy.conv_general_dilated is not conv_general_dilated:
+            raise UserError(f"{'/'.join(layer.path)}: a convolution with a lowering of its own has no rows")
+        outputs = copy.clone(conv_general_dilated=conv).apply({"params": params}, x)
+    else:
+        seen.append(x)
+        outputs = copy.apply({"params": params}, x)
+    return outputs, seen[0].reshape(x.shape[0], -1, seen[0].shape[-1])
 
 
 def is_unbound(layer: nn.Module) -> bool:

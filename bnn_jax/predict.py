@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax import metrics, ops
-from bnn_jax.types import Key, Likelihood, Params, UserError
+from bnn_jax.types import Algorithm, Likelihood, Params, UserError
 
 
 class Predictive(NamedTuple):
@@ -31,25 +31,43 @@ class Predictive(NamedTuple):
     epistemic: np.ndarray  # (T,)
 
 
+class Tangent(NamedTuple):
+    """A draw that predicts by the network's tangent: f(x; centre) + J(x) (params - centre)."""
+
+    centre: Params
+    params: Params
+
+
 def stacked(draws: Params, i: jax.Array) -> Params:
     """The i-th of stacked draws, leaves (D, ...): a `draw` for `build`."""
     return jax.tree.map(lambda a: a[i], draws)
 
 
-def sampled(sample: Callable[[Key, Any], Params]) -> Callable:
-    """Fresh draws of a distribution, `Algorithm.sample` say: a `draw` for `build` whose source is
+def sampled(algorithm: Algorithm) -> Callable:
+    """Fresh draws of a method's last state, a distribution: a `draw` for `build` whose source is
     (key, state)."""
-    return lambda source, i: sample(jax.random.fold_in(source[0], i), source[1])
-
-
-def members(sample: Callable[[Key, Any], Params], size: int) -> Callable:
-    """As `sampled` for an ensemble's state, leaves (size, ...): draw i is one of member i mod size."""
 
     def draw(source, i):
-        key, states = source
-        return sample(jax.random.fold_in(key, i), jax.tree.map(lambda a: a[i % size], states))
+        key, state = source
+        params = algorithm.sample(jax.random.fold_in(key, i), state)
+        return Tangent(algorithm.linearise_at(state), params) if algorithm.linearise_at else params
 
     return draw
+
+
+def members(algorithm: Algorithm, size: int) -> Callable:
+    """As `sampled` for an ensemble's state, leaves (size, ...): draw i is one of member i mod size."""
+    one = sampled(algorithm)
+    return lambda source, i: one((source[0], jax.tree.map(lambda a: a[i % size], source[1])), i)
+
+
+def outputs(apply: Callable, draw: Params | Tangent, x: jax.Array) -> jax.Array:
+    """What the network, or its tangent, gives at a draw."""
+    if not isinstance(draw, Tangent):
+        return apply(draw, x)
+    away = jax.tree.map(jnp.subtract, draw.params, draw.centre)
+    value, change = jax.jvp(lambda params: apply(params, x), (draw.centre,), (away,))
+    return value + change
 
 
 def build(
@@ -63,7 +81,7 @@ def build(
 
     Args:
         apply: (params, x) -> outputs.
-        draw: (source, i) -> params of draw i; see `stacked`, `sampled` and `members`.
+        draw: (source, i) -> params of draw i, or a `Tangent`; see `stacked`, `sampled` and `members`.
         batch_size: points in one pass; the last pass is padded.
         over: what turns a prediction for network inputs into one for `x`, an average over the crops of an
             image say (`augment.over_crops`).
@@ -128,11 +146,17 @@ def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -
     """Predictions draw by draw, for comparisons and diagnostics on a test set: memory grows with D.
 
     Returns:
-        (draws: leaves (D, ...), x) -> (D, T, K) or (D, T).
+        (draws: leaves (D, ...), x, centre of their tangent or None) -> (D, T, K) or (D, T).
     """
 
-    mixture = build_mixture(apply, likelihood, stacked, batch_size)
-    return lambda draws, x: mixture(draws, x, jax.tree.leaves(draws)[0].shape[0])[0]
+    def draw(source, i):
+        draws, centre = source
+        params = stacked(draws, i)
+        return params if centre is None else Tangent(centre, params)
+
+    mixture = build_mixture(apply, likelihood, draw, batch_size)
+    number = lambda draws: jax.tree.leaves(draws)[0].shape[0]
+    return lambda draws, x, centre=None: mixture((draws, centre), x, number(draws))[0]
 
 
 def build_mixture(
@@ -178,8 +202,8 @@ def _moments(apply, likelihood, draw, over):
 
     def moments(source, i, x):
         def of_inputs(x):
-            outputs = apply(draw(source, i), x)
-            return likelihood.mean(outputs), likelihood.noise(outputs)
+            found = outputs(apply, draw(source, i), x)
+            return likelihood.mean(found), likelihood.noise(found)
 
         return over(of_inputs)(x)
 

@@ -81,7 +81,7 @@ def load(run: Path) -> Trained:
     several = lambda a: jax.ShapeDtypeStruct((config.members, *a.shape), a.dtype)
     stacked = params if single else jax.tree.map(several, params)
     state = checkpoint.load(run / "state", jax.eval_shape(whole.init, jax.random.key(0), stacked))
-    draw = predict.sampled(algorithm.sample) if single else predict.members(algorithm.sample, config.members)
+    draw = predict.sampled(algorithm) if single else predict.members(algorithm, config.members)
     source = (runs.stream(config.seed, "predict"), state)
     # A method whose draws do not depend on the key has as many as it has members.
     first, second = (jax.tree.leaves(draw(source, i * config.members)) for i in (0, 1))

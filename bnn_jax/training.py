@@ -57,11 +57,12 @@ class Sizes(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The draws of a method with chains."""
+    """The draws of a method."""
 
     draws: Params  # leaves (C, D, ...)
     trace: dict[str, np.ndarray]  # name -> (C, D)
     seconds: float
+    centre: Params | None = None  # where the network's tangent predicts for these draws, see `Algorithm`
 
 
 class Outcome(NamedTuple):

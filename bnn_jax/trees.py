@@ -40,6 +40,12 @@ def at(tree: Any, path: Sequence[str]) -> Any:
     return functools.reduce(operator.getitem, path, tree)
 
 
+def put(tree: Any, path: Sequence[str], leaf: Any) -> Any:
+    """`tree`, nested mappings, with `leaf` at `path`."""
+    first, *rest = path
+    return {**tree, first: put(tree[first], rest, leaf) if rest else leaf}
+
+
 def tree_sum(tree: Any) -> jax.Array:
     """The sum of all entries of all leaves, ()."""
     return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, tree), jnp.zeros(()))

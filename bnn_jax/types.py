@@ -48,6 +48,9 @@ class Likelihood(NamedTuple):
     mean: Callable  # (outputs) -> (B, K) probabilities, or (B,) predicted means
     noise: Callable  # (outputs) -> (B,) entropy in nats, or variance: the aleatoric part
     task: str  # "classification" or "regression"
+    # (outputs, y) -> (R, *outputs.shape): sum_r root_r root_r^T is the Fisher information of one example's
+    # outputs, E s s^T over p(y | outputs), s = d log_prob / d outputs; y only for weights an example
+    fisher_root: Callable | None = None
 
 
 class Posterior(NamedTuple):
@@ -68,6 +71,7 @@ class Algorithm(NamedTuple):
     step: Callable  # (key, state, batch) -> (state, info)
     sample: Callable  # (key, state) -> params
     chain: bool = False
+    linearise_at: Callable | None = None  # (state) -> params: draws predict by the network's tangent there
 
 
 class Scaling(NamedTuple):

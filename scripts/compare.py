@@ -219,8 +219,9 @@ def fit_all(
             outcome_ = optimise(name, method, first, config.vi_steps)
             keys = jax.random.split(stream(f"{name} draws"), config.vi_draws)
             found_draws = jax.jit(jax.vmap(method.sample, (0, None)))(keys, outcome_.state)
+            centre = method.linearise_at(outcome_.state) if method.linearise_at else None
             fitted[name] = training.Draws(
-                jax.tree.map(lambda a: np.asarray(a)[None], found_draws), {}, outcome_.seconds
+                jax.tree.map(lambda a: np.asarray(a)[None], found_draws), {}, outcome_.seconds, centre
             )
     return fitted
 
@@ -233,7 +234,7 @@ def judge(
     probs, weights, block, diagnosed = {}, {}, {}, {}
     for name, fit in fitted.items():
         flat = draws.flatten(fit.draws)
-        values = predict_each(draws.pool(fit.draws), found.x_test)
+        values = predict_each(draws.pool(fit.draws), found.x_test, fit.centre)
         values = values.reshape(*flat.shape[:2], *values.shape[1:])
         sound = np.ones(len(values), bool)
         block[name] = 1

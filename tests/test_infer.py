@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import estimator_names, linear
+from problems import conv_problem, estimator_names, linear
 from scipy.stats import chisquare
 
 from bnn_jax import chains, diagnostics, ensemble, estimators, loop, objectives, parts, trees
-from bnn_jax.infer import dropout, hmc, nuts, vi
+from bnn_jax.infer import dropout, hmc, nuts, rank_one, vi
 from bnn_jax.infer import map as map_
 from bnn_jax.likelihoods import gaussian
 from bnn_jax.posteriors import mean_field
@@ -348,6 +348,78 @@ def test_dropout_drops_whole_units_of_all_layers_but_the_first():
     assert not np.array_equal(*masks)
 
 
+# Rank-1 networks
+
+
+def test_a_step_of_rank_one_by_hand():
+    """Plain gradient descent on (nll - (log p(M) - KL) / N), the KL summed by hand; draws M * s r^T."""
+    likelihood, prior = gaussian.build(0.5), isotropic.build(2.0)
+    params = {"kernel": jnp.asarray([[0.5], [-1.0], [2.0]])}
+    apply = lambda params, x: x @ params["kernel"]
+    sgd = optax.sgd(0.1)
+    algorithm = rank_one.build(apply, ((),), likelihood, prior, 40, sgd, prior_std=0.3, init_std=0.2)
+    state = algorithm.init(jax.random.key(0), params)
+    batch = linear().batch
+
+    def vectors(key, mean, rho):
+        noise = trees.normal_like(key, mean)
+        return [
+            m + jnp.log1p(jnp.exp(r)) * e
+            for m, r, e in zip(*map(jax.tree.leaves, (mean, rho, noise)), strict=True)
+        ]
+
+    def loss(learned, key):
+        kernel, mean, rho = learned
+        s, r = vectors(key, mean, rho)
+        error = batch.x @ (kernel * jnp.outer(s, r)) - batch.y[:, None]
+        nll = jnp.mean(0.5 * (error / 0.5) ** 2) + math.log(0.5 * math.sqrt(2 * math.pi))
+        divergence = 0.0
+        for m, p in zip(jax.tree.leaves(mean), jax.tree.leaves(rho), strict=True):
+            std = jnp.log1p(jnp.exp(p))
+            divergence += jnp.sum(jnp.log(0.3 / std) + (std**2 + (m - 1) ** 2) / (2 * 0.09) - 0.5)
+        penalty = jnp.sum(kernel**2) / 8 + 3 * math.log(2 * math.sqrt(2 * math.pi))
+        return nll + (divergence + penalty) / 40, (nll, divergence)
+
+    key = jax.random.key(1)
+    learned = (params["kernel"], state.mean, state.rho)
+    grads, (nll, divergence) = jax.grad(loss, has_aux=True)(learned, key)
+    want = jax.tree.map(lambda a, g: a - 0.1 * g, learned, grads)
+    after, info = algorithm.step(key, state, batch)
+    close((after.params["kernel"], after.mean, after.rho), want)
+    np.testing.assert_allclose([info["nll"], info["kl"]], [nll, divergence], rtol=1e-5)
+    s, r = vectors(key, after.mean, after.rho)
+    close(algorithm.sample(key, after)["kernel"], after.params["kernel"] * jnp.outer(s, r))
+
+
+def test_rank_one_turns_inputs_and_outputs_of_the_layers_it_is_told():
+    """The ratio of a draw and M is an outer product over (inputs, outputs), one for all window entries."""
+    params = conv_problem()[1]
+    algorithm = rank_one.build(
+        None, (("Conv_0",), ("Dense_0",)), None, isotropic.build(), 1, optax.sgd(0.1), init_std=0.5
+    )
+    draw = algorithm.sample(jax.random.key(0), algorithm.init(jax.random.key(1), params))
+    ratio = {
+        name: np.asarray(draw[name]["kernel"] / params[name]["kernel"]) for name in ("Conv_0", "Dense_0")
+    }
+    np.testing.assert_allclose(
+        ratio["Conv_0"], np.broadcast_to(ratio["Conv_0"][0, 0], (3, 3, 2, 4)), rtol=1e-4
+    )
+    for matrix in (ratio["Conv_0"][0, 0], ratio["Dense_0"]):
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        assert singular[1] < 1e-4 * singular[0]
+        assert matrix.std(0).max() > 0.05
+        assert matrix.std(1).max() > 0.05
+    jax.tree.map(np.testing.assert_array_equal, draw["Conv_1"], params["Conv_1"])
+    np.testing.assert_array_equal(draw["Dense_0"]["bias"], params["Dense_0"]["bias"])
+
+
+@pytest.mark.parametrize("changes", [{"prior_std": 0.0}, {"init_std": math.inf}])
+def test_a_width_of_rank_one_that_is_none(changes):
+    (name,) = changes
+    with pytest.raises(UserError, match=f"rank_one's {name} must be a positive number, not"):
+        rank_one.build(None, (), None, None, 1, optax.sgd(0.1), **changes)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
 def test_a_rate_of_dropout_that_is_none(rate):
     with pytest.raises(UserError, match=r"the rate of dropout must lie in \[0, 1\), not"):
@@ -382,7 +454,7 @@ def offered_methods() -> dict[str, Algorithm]:
         "log_joint": target(problem),
         "elbo": objectives.elbo(estimator, family, prior, likelihood, 40),
         "num_data": 40,
-        "layers": (("data",), ()),  # the problem's only layer as a second one, which dropout drops
+        "layers": ((), ()),  # the problem's only layer, twice: dropout leaves the first one alone
         "optimizer": optax.adam(0.01),
         "constant_optimizer": optax.adam(0.01),
         "num_warmup": 2,

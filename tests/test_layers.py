@@ -15,7 +15,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "ops prepared norms",
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
-    "objectives estimators hamiltonian langevin ensemble optimizers stream scores regression_scores"
+    "objectives estimators hamiltonian curvature langevin ensemble optimizers stream scores regression_scores"
     " draw_counts fusion",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder",
     "sharding checkpoint runs preparation",

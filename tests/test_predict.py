@@ -9,7 +9,7 @@ from problems import ConvNet
 
 from bnn_jax import ops, predict
 from bnn_jax.likelihoods import bernoulli, categorical, gaussian
-from bnn_jax.types import UserError
+from bnn_jax.types import Algorithm, UserError
 
 D, T = 9, 11
 X = np.random.default_rng(0).standard_normal((T, 4)).astype(np.float32)
@@ -30,6 +30,11 @@ def problem(name):
     draws = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), draws)
     apply = ops.apply_fn(nn.Dense(outputs))
     return likelihood, apply, draws
+
+
+def drawn(sample):
+    """A method that is nothing but its draws."""
+    return Algorithm(None, None, sample)
 
 
 def direct(likelihood, apply, draws):
@@ -98,7 +103,7 @@ def test_sampled_draws_are_fresh_and_reproducible():
     likelihood, apply, draws = problem("categorical")
     state = jax.tree.map(lambda a: a[0], draws)
     noise = lambda key, state: jax.tree.map(lambda a: a + 0.5 * jax.random.normal(key, a.shape), state)
-    predictive = predict.build(apply, likelihood, predict.sampled(noise), batch_size=4)
+    predictive = predict.build(apply, likelihood, predict.sampled(drawn(noise)), batch_size=4)
     found = predictive((jax.random.key(3), state), X, D)
     keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(D)]
     fixed = jax.tree.map(lambda *a: jnp.stack(a), *[noise(key, state) for key in keys])
@@ -125,7 +130,9 @@ def test_members_take_turns():
     likelihood, apply, draws = problem("categorical")
     states = jax.tree.map(lambda a: a[:3], draws)
     noise = lambda key, state: jax.tree.map(lambda a: a + 0.5 * jax.random.normal(key, a.shape), state)
-    found = predict.build(apply, likelihood, predict.members(noise, 3))((jax.random.key(3), states), X, 5)
+    found = predict.build(apply, likelihood, predict.members(drawn(noise), 3))(
+        (jax.random.key(3), states), X, 5
+    )
     keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(5)]
     each = [noise(key, jax.tree.map(lambda a, i=i: a[i % 3], states)) for i, key in enumerate(keys)]
     fixed = jax.tree.map(lambda *a: jnp.stack(a), *each)
@@ -186,3 +193,42 @@ def test_convolutions_are_called_draw_by_draw(monkeypatch):
     want = [predictive(draws, x, D) for predictive in built]
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
     jax.tree.map(close, got, want)
+
+
+def test_a_tangent_is_linear_in_its_params():
+    """Exact at the centre, the derivative beside it, and a network that is linear is its own tangent."""
+    module = ConvNet()
+    x = jax.random.normal(jax.random.key(0), (5, 6, 6, 2))
+    centre, other = (module.init(jax.random.key(seed), x)["params"] for seed in (1, 2))
+    apply = ops.apply_fn(module)
+    along = lambda t: jax.tree.map(lambda a, b: a + t * (b - a), centre, other)
+    at = lambda t: predict.outputs(apply, predict.Tangent(centre, along(t)), x)
+    np.testing.assert_allclose(at(0.0), apply(centre, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(at(2.0) - at(1.0), at(1.0) - at(0.0), rtol=1e-3, atol=1e-5)
+    step = 1e-2
+    slope = (apply(along(step), x) - apply(along(-step), x)) / (2 * step)
+    np.testing.assert_allclose(at(1.0) - at(0.0), slope, rtol=1e-2, atol=1e-2)
+    assert np.abs(at(1.0) - apply(other, x)).max() > 0.1
+    likelihood, linear, draws = problem("categorical")
+    middle = jax.tree.map(lambda a: a.mean(0), draws)
+    each = predict.build_each(linear, likelihood)
+    np.testing.assert_allclose(each(draws, X, middle), each(draws, X), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_methods_may_predict_by_their_tangent(members):
+    module = ConvNet()
+    x = np.asarray(jax.random.normal(jax.random.key(0), (5, 6, 6, 2)))
+    starts = [module.init(jax.random.key(seed), x)["params"] for seed in (1, 2)]
+    state = starts[0] if members is None else jax.tree.map(lambda *a: jnp.stack(a), *starts)
+    noise = lambda key, state: jax.tree.map(lambda a: a + 0.5 * jax.random.normal(key, a.shape), state)
+    method = Algorithm(None, None, noise, linearise_at=lambda state: state)
+    draw = predict.sampled(method) if members is None else predict.members(method, members)
+    apply, likelihood = ops.apply_fn(module), categorical.build()
+    found = predict.build(apply, likelihood, draw)((jax.random.key(3), state), x, 4)
+    probs = []
+    for i in range(4):
+        own = starts[0 if members is None else i % 2]
+        tangent = predict.Tangent(own, noise(jax.random.fold_in(jax.random.key(3), i), own))
+        probs.append(jax.nn.softmax(predict.outputs(apply, tangent, x)))
+    np.testing.assert_allclose(found.mean, np.mean(probs, 0), rtol=1e-4, atol=1e-6)

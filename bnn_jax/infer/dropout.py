@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from bnn_jax import optimizers
-from bnn_jax.trees import at
+from bnn_jax.trees import at, put
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 
@@ -58,7 +58,7 @@ def build(
         kept = jax.random.bernoulli(key, 1 - rate, (int(ends[-1]),))  # one draw: compiles faster than many
         for path, units in zip(later, jnp.split(kept, ends[:-1]), strict=True):
             masked = jnp.where(units[:, None], at(params, (*path, "kernel")) / (1 - rate), 0)
-            params = _changed(params, path, masked)
+            params = put(params, (*path, "kernel"), masked)
         return params
 
     def init(key: Key, params: Params) -> DropoutState:
@@ -70,10 +70,3 @@ def build(
         return DropoutState(*new), info
 
     return Algorithm(init, step, sample=lambda key, state: drop(key, state.params))
-
-
-def _changed(params: Params, path: tuple[str, ...], kernel: jax.Array) -> Any:
-    """`params` with another kernel in the layer at `path`."""
-    if not path:
-        return {**params, "kernel": kernel}
-    return {**params, path[0]: _changed(params[path[0]], path[1:], kernel)}

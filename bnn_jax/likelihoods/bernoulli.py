@@ -14,9 +14,14 @@ def build() -> Likelihood:
         logits = squeeze(outputs)
         return jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], -1)
 
+    def fisher_root(outputs, y):
+        p = jax.nn.sigmoid(outputs)
+        return jnp.sqrt(p * (1 - p))[None]
+
     return Likelihood(
         log_prob=lambda outputs, y: jnp.where(y > 0, *jnp.moveaxis(log_probs(outputs), -1, 0)[::-1]),
         mean=lambda outputs: jnp.exp(log_probs(outputs)),
         noise=lambda outputs: entropy(log_probs(outputs)),
         task="classification",
+        fisher_root=fisher_root,
     )

@@ -18,9 +18,14 @@ def build() -> Likelihood:
         require_outputs(outputs, "(B, K) with K > 1", outputs.ndim == 2 and outputs.shape[1] > 1)
         return jax.nn.log_softmax(outputs)
 
+    def fisher_root(outputs, y):
+        probs = jnp.exp(log_softmax(outputs))
+        return jnp.sqrt(probs.T)[..., None] * (jnp.eye(outputs.shape[-1])[:, None] - probs)
+
     return Likelihood(
         log_prob=lambda outputs, y: jnp.sum(log_softmax(outputs) * jax.nn.one_hot(y, outputs.shape[-1]), -1),
         mean=lambda outputs: jnp.exp(log_softmax(outputs)),
         noise=lambda outputs: entropy(log_softmax(outputs)),
         task="classification",
+        fisher_root=fisher_root,
     )

@@ -6,6 +6,8 @@ Learned:          one sigma for all inputs, itself a parameter with prior and po
                   network in `LearnedNoise`, which gives it the second output.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,11 +36,18 @@ def build(sigma: float | None = None) -> Likelihood:
         require_outputs(outputs, "(B, 2)", outputs.ndim == 2 and outputs.shape[1] == 2)
         return outputs[:, 0], jnp.exp(outputs[:, 1])
 
+    def fisher_root(outputs, y):
+        if sigma is not None:
+            return jnp.full((1, *outputs.shape), 1 / sigma, outputs.dtype)
+        of_mean = jnp.stack([jnp.exp(-outputs[:, 1]), jnp.zeros_like(outputs[:, 0])], -1)
+        return jnp.stack([of_mean, jnp.zeros_like(outputs).at[:, 1].set(math.sqrt(2))])
+
     return Likelihood(
         log_prob=lambda outputs, y: norm.logpdf(y, *mean_sigma(outputs)),
         mean=lambda outputs: mean_sigma(outputs)[0],
         noise=lambda outputs: mean_sigma(outputs)[1] ** 2,
         task="regression",
+        fisher_root=fisher_root,
     )
 
 

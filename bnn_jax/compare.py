@@ -1,10 +1,9 @@
-"""How far apart two predictive distributions are, with error bars and a noise floor.
+"""Several methods on one problem: scores, distances to a reference, error bars and a noise floor.
 
-    agreement = 1/T sum_t [argmax p_t = argmax q_t],    TV = 1/T sum_t 1/2 sum_k |p_tk - q_tk|
+    distance to HMC = d(predictive mean of the method, that of HMC),      d: see `distances`
 
-The two measures of arXiv:2104.14421, between a method's predictive mean and HMC's. Two finite sets of draws
-from one posterior differ too: `floor`, the same measures between single chains of HMC, is what a perfect
-method would reach.
+Two finite sets of draws from one posterior differ too: `floor`, the same measures between single chains of
+HMC, is what a perfect method would reach.
 
 Error bars: a replicate resamples the draws of every method within their chains, in circular blocks because
 successive draws are correlated (Politis and Romano 1992), and the test points, the same for all methods. The
@@ -15,7 +14,8 @@ chains themselves stay fixed: few chains say little about their spread, which R-
 It is not a percentile interval: resampled means carry the noise of the draws twice, so a distance between
 replicates is larger than the one estimated, and percentiles of a small distance would exclude the estimate.
 
-Everything runs on NumPy arrays, after sampling. C chains, D draws, T test points, K classes, P weights,
+Everything runs on NumPy arrays, after sampling. C chains, D draws, T test points, K classes, F features of a
+prediction (its K probabilities, or those of `distances.features`), V values of a draw, P weights,
 R replicates.
 """
 
@@ -24,33 +24,12 @@ from math import ceil
 
 import numpy as np
 
-from bnn_jax import metrics
+from bnn_jax import distances, metrics
+from bnn_jax.distances import CLASSIFICATION, Measures
 from bnn_jax.types import UserError
 
-
-def _check_pair(p, q) -> tuple[np.ndarray, np.ndarray]:
-    """Two checked (T, K) arrays of one shape, or a `UserError`."""
-    (p, _), (q, _) = metrics.check_probs(p, "TK"), metrics.check_probs(q, "TK")
-    if p.shape != q.shape:
-        raise UserError(f"predictive probabilities differ in shape: {p.shape} and {q.shape}")
-    return p, q
-
-
-def agreement(p, q) -> float:
-    """Share of points where p and q rank the same class first. p, q (T, K); raises `UserError`."""
-    p, q = _check_pair(p, q)
-    return float(np.mean(p.argmax(axis=-1) == q.argmax(axis=-1)))
-
-
-def total_variation(p, q) -> float:
-    """Mean over points of half the L1 distance, in [0, 1]. p, q (T, K); raises `UserError`."""
-    p, q = _check_pair(p, q)
-    return float(np.mean(np.abs(p - q).sum(axis=-1, dtype=np.float64)) / 2)
-
-
-SCORES = {"accuracy": metrics.accuracy, "nll": metrics.nll, "brier": metrics.brier, "ece": metrics.ece}
-DISTANCES = {"agreement": agreement, "total_variation": total_variation}
-LARGEST = {"nll": np.inf, "brier": 2.0}  # 1 for the others; the smallest value is always 0
+W2_POINTS = 200  # test points of which W2's spread over draws is taken
+W2_REPLICATES = 50
 
 
 def weight_moments(draws) -> tuple[np.ndarray, np.ndarray]:
@@ -72,24 +51,25 @@ def std_ratio(draws, reference) -> np.ndarray:
     return np.divide(std, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
-def _floor(means) -> dict[str, float]:
-    """The distances, averaged over pairs of the chains' predictive means (C, T, K)."""
-    return {
-        name: float(np.mean([distance(p, q) for p, q in combinations(means, 2)]))
-        for name, distance in DISTANCES.items()
-    }
+def _floor(means, targets, measures) -> dict[str, float]:
+    """The distances, averaged over pairs of the chains' predictive means (C, T, F); gaps by their size."""
+    found = {}
+    for name, distance in measures.distances.items():
+        values = [distance(p, q, targets) for p, q in combinations(means, 2)]
+        found[name] = float(np.mean(np.abs(values) if name in distances.SIGNED else values))
+    return found
 
 
-def floor(probs) -> dict[str, float]:
-    """`agreement` and `total_variation` between the predictive means of two chains, averaged over pairs.
+def floor(probs, targets, measures: Measures = CLASSIFICATION) -> dict[str, float]:
+    """The distances between the predictive means of two chains, averaged over pairs; of gaps the size.
 
-    probs (C, D, T, K), C >= 2; raises `UserError`. A single chain has C times fewer draws than the
-    reference that methods are compared with, so the floor is a little pessimistic.
+    probs (C, D, T, F), C >= 2, targets (T,); raises `UserError`. A single chain has C times fewer draws than
+    the reference that methods are compared with, so the floor is a little pessimistic.
     """
-    probs, _ = metrics.check_probs(probs, "CDTK")
+    probs = _checked(probs, measures)
     if len(probs) < 2:
         raise UserError("a noise floor needs at least 2 chains: run the reference with more")
-    return _floor(probs.mean(axis=1, dtype=np.float64))
+    return _floor(probs.mean(axis=1, dtype=np.float64), targets, measures)
 
 
 def block_length(draws: int, chains: int, ess: float | None) -> int:
@@ -124,8 +104,17 @@ def draw_weights(rng, chains: int, draws: int, block: int, replicates: int) -> n
     return counts.reshape(replicates, chains * draws) / (chains * draws)
 
 
+def _checked(probs, measures):
+    if measures is CLASSIFICATION:
+        return metrics.check_probs(probs, "CDTK")[0]
+    probs = np.asarray(probs)
+    if probs.ndim != 4 or probs.size == 0 or not np.isfinite(probs).all():
+        raise UserError(f"features need shape (C, D, T, F) and finite values, got {probs.shape}")
+    return probs
+
+
 def _replicate(rng, probs: np.ndarray, block: int, replicates: int) -> np.ndarray:
-    """Bootstrap replicates (R, C, T, K) of every chain's predictive mean, probs (C, D, T, K), in float32."""
+    """Bootstrap replicates (R, C, T, F) of every chain's predictive mean, probs (C, D, T, F), in float32."""
     chains, draws, *points = probs.shape
     weights = chains * draw_weights(rng, chains, draws, block, replicates).astype(np.float32)
     weights = weights.reshape(replicates, chains, draws)
@@ -133,14 +122,19 @@ def _replicate(rng, probs: np.ndarray, block: int, replicates: int) -> np.ndarra
     return np.stack(means, axis=1).reshape(replicates, chains, *points)
 
 
-def _with_intervals(estimate: dict[str, float], replicates: list[dict[str, float]]) -> dict:
-    """Every estimate, and beside it `<name>_interval` [low, high] from its bootstrap replicates."""
+def _with_intervals(estimate: dict[str, float], errors: dict[str, float]) -> dict:
+    """Every estimate, and beside it `<name>_interval` [low, high] from its standard error."""
     result = {}
     for name, value in estimate.items():
-        half = 1.96 * np.std([replicate[name] for replicate in replicates], ddof=1)
-        high = min(value + half, LARGEST.get(name, 1.0))
-        result |= {name: value, f"{name}_interval": [float(max(value - half, 0.0)), float(high)]}
+        half = 1.96 * errors[name]
+        low = value - half if name in distances.SIGNED else max(value - half, 0.0)
+        high = min(value + half, distances.LARGEST.get(name, 1.0))
+        result |= {name: value, f"{name}_interval": [float(low), float(high)]}
     return result
+
+
+def _errors(replicates: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.std([r[name] for r in replicates], ddof=1)) for name in replicates[0]}
 
 
 def _check_replicates(replicates: int) -> None:
@@ -148,41 +142,93 @@ def _check_replicates(replicates: int) -> None:
         raise UserError(f"a standard error needs at least 2 bootstrap replicates, got {replicates}")
 
 
-def floor_summary(probs, *, rng, replicates: int = 200, block: int) -> dict:
-    """`floor` with its intervals: agreement, agreement_interval, total_variation, total_variation_interval.
+def floor_summary(
+    probs,
+    targets,
+    *,
+    rng,
+    replicates: int = 200,
+    block: int,
+    measures: Measures = CLASSIFICATION,
+    values=None,
+) -> dict:
+    """`floor` with its intervals, a float and [low, high] for every distance.
 
-    probs (C, D, T, K), C >= 2; `block` as in `draw_weights`. Floats and [low, high]. Raises `UserError`.
+    probs (C, D, T, F), C >= 2, targets (T,); `block` as in `draw_weights`; values (C, D, T, V) of the draws,
+    by default `probs`, for W2. Raises `UserError`.
     """
     _check_replicates(replicates)
     probs = np.asarray(probs)
-    estimate = floor(probs)
+    estimate, targets = floor(probs, targets, measures), np.asarray(targets)
     points = rng.integers(probs.shape[2], size=(replicates, probs.shape[2]))
     means = _replicate(rng, probs, block, replicates)
-    return _with_intervals(estimate, [_floor(m[:, index]) for m, index in zip(means, points, strict=True)])
+    samples = [_floor(m[:, index], targets[index], measures) for m, index in zip(means, points, strict=True)]
+    values = probs if values is None else np.asarray(values)
+    pairs = [
+        _w2(rng, values[a : a + 1], values[b : b + 1], block, block)
+        for a, b in combinations(range(len(values)), 2)
+    ]
+    w2 = {"w2": float(np.mean([value for value, _ in pairs]))}
+    errors = _errors(samples) | {"w2": float(np.mean([error for _, error in pairs]))}  # pairs share chains
+    return _with_intervals(estimate | w2, errors)
 
 
-def _evaluate(p, labels, reference) -> dict[str, float]:
-    """All scores of p (T, K), and its distances to `reference` (T, K) unless that is None."""
-    values = {name: score(p, labels) for name, score in SCORES.items()}
+def _w2(rng, p, q, block_p, block_q) -> tuple[float, float]:
+    """W2 between two methods' draws (C, D, T, V), the mean over points and values, and its standard error.
+
+    Test points and draws add up: the first from the spread between points, the second from resampled draws
+    at `W2_POINTS` of them, since sorting all draws again and again takes long.
+    """
+    pool = lambda values: values.reshape(-1, *values.shape[2:])
+    each = distances.w2(pool(p), pool(q)).mean(axis=-1)
+    some = rng.permutation(len(each))[:W2_POINTS]
+
+    def resampled(values, block):
+        chains, draws = values.shape[:2]
+        counts = np.rint(chains * draws * draw_weights(rng, chains, draws, block, W2_REPLICATES)).astype(int)
+        few = pool(values[:, :, some])
+        return (few[np.repeat(np.arange(len(few)), count)] for count in counts)
+
+    pairs = zip(resampled(p, block_p), resampled(q, block_q), strict=True)
+    by_draws = np.std([distances.w2(*pair).mean() for pair in pairs], ddof=1)
+    by_points = np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
+    return float(each.mean()), float(np.hypot(by_draws, by_points))
+
+
+def _evaluate(p, targets, reference, measures) -> dict[str, float]:
+    """All scores of p (T, F), and its distances to `reference` (T, F) unless that is None."""
+    values = {name: score(p, targets) for name, score in measures.scores.items()}
     if reference is None:
         return values
-    return values | {name: distance(p, reference) for name, distance in DISTANCES.items()}
+    return values | {name: f(p, reference, targets) for name, f in measures.distances.items()}
 
 
-def summarise(probs: dict, labels, reference: str | None, *, rng, replicates: int = 200, block: dict) -> dict:
+def summarise(
+    probs: dict,
+    targets,
+    reference: str | None,
+    *,
+    rng,
+    replicates: int = 200,
+    block: dict,
+    measures: Measures = CLASSIFICATION,
+    values: dict | None = None,
+) -> dict:
     """Scores of several methods and their distances to a reference, with bootstrap intervals.
 
     Args:
-        probs: name -> (C, D, T, K) probabilities of every draw, T and K common (MAP: C = D = 1; VI: C = 1).
-        labels: (T,) integers.
+        probs: name -> (C, D, T, F) of every draw, T and F common (MAP: C = D = 1; VI: C = 1).
+        targets: (T,) integer labels, or the targets of a regression.
         reference: the name to compare with, or None for no comparison.
         rng: `np.random.Generator`, the only source of randomness.
         replicates: R, number of bootstrap replicates.
         block: name -> block length, `block_length` for a chain, 1 for independent draws.
+        measures: `distances.CLASSIFICATION` or `distances.REGRESSION`.
+        values: name -> (C, D, T, V) of every draw, whose spread W2 compares; by default `probs`.
 
     Returns:
-        name -> accuracy, nll (nats), brier, ece, agreement, total_variation as floats, and each with
-        `<measure>_interval` as [low, high]; no agreement and total_variation for the reference itself.
+        name -> the scores and distances of `measures` and w2 as floats, and each with `<measure>_interval` as
+        [low, high]; no distances for the reference itself.
 
     Raises `UserError` for wrong shapes or labels, an unknown reference or a missing block length.
     """
@@ -191,16 +237,17 @@ def summarise(probs: dict, labels, reference: str | None, *, rng, replicates: in
         raise UserError(f"reference '{reference}' is not among the methods: {', '.join(probs)}")
     if missing := set(probs) - set(block):
         raise UserError(f"block has no length for: {', '.join(sorted(missing))}")
-    probs = {name: metrics.check_probs(p, "CDTK")[0] for name, p in probs.items()}
+    probs = {name: _checked(p, measures) for name, p in probs.items()}
+    values = probs if values is None else {name: np.asarray(v) for name, v in values.items()}
     shapes = {p.shape[2:] for p in probs.values()}
     if len(shapes) != 1:
         raise UserError(f"methods must predict the same test points and classes, got {sorted(shapes)}")
     ((count, _),) = shapes
-    labels = np.asarray(labels)
+    targets = np.asarray(targets)
     points = rng.integers(count, size=(replicates, count))
 
     def predictive(name):
-        """The mean over all draws (T, K), and its replicates (R, T, K)."""
+        """The mean over all draws (T, F), and its replicates (R, T, F)."""
         mean = probs[name].mean(axis=(0, 1), dtype=np.float64)
         return mean, _replicate(rng, probs[name], block[name], replicates).mean(axis=1)
 
@@ -209,10 +256,15 @@ def summarise(probs: dict, labels, reference: str | None, *, rng, replicates: in
     for name in probs:
         mean, means = target if name == reference else predictive(name)
         compared = reference not in (None, name)
-        estimate = _evaluate(mean, labels, target[0] if compared else None)
+        estimate = _evaluate(mean, targets, target[0] if compared else None, measures)
         samples = [
-            _evaluate(means[r, index], labels[index], target[1][r, index] if compared else None)
+            _evaluate(means[r, index], targets[index], target[1][r, index] if compared else None, measures)
             for r, index in enumerate(points)
         ]
-        result[name] = _with_intervals(estimate, samples)
+        errors = _errors(samples)
+        if compared:
+            estimate["w2"], errors["w2"] = _w2(
+                rng, values[name], values[reference], block[name], block[reference]
+            )
+        result[name] = _with_intervals(estimate, errors)
     return result

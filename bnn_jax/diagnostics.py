@@ -185,7 +185,7 @@ def _summarised(rhat_function, ess_function):
     }
 
 
-def summary(draws, probs, trace: dict) -> dict:
+def summary(draws, predicted, trace: dict) -> dict:
     """The convergence report of a run of chains, ready for JSON.
 
     R-hat, ESS (bulk, in draws over these chains) and acceptance are those of the chains whose status is
@@ -194,26 +194,31 @@ def summary(draws, probs, trace: dict) -> dict:
 
     Args:
         draws: (C, D, P) weights, D >= 4.
-        probs: (C, D, T, K) predictive probabilities of these draws.
+        predicted: (C, D, T, K) predictive probabilities of these draws, or (C, D, T) means of a regression.
         trace: as in `chain_status`.
 
     Returns:
         rhat_function_median, rhat_function_q95, rhat_weight_median, rhat_weight_q95, ess_function_min,
         ess_function_median, ess_weight_median: float or None; step_size (last), moved, status: lists, one
-        entry a chain; a chain whose probs are not finite has the status "nan" too. Of samplers with
+        entry a chain; a chain whose predictions are not finite has the status "nan" too. Of samplers with
         trajectories also acceptance: float or None; divergences: int, of all chains; num_steps (mean): list.
 
     Raises `UserError` as `rhat`, `function_values` and `chain_status` do.
     """
-    draws, probs = np.asarray(draws), np.asarray(probs)
-    if probs.ndim != 4 or probs.shape[:2] != draws.shape[:2]:
-        raise UserError(f"probs of shape {probs.shape} need shape (C, D, T, K) with C, D = {draws.shape[:2]}")
-    finite = np.isfinite(probs).all(axis=(1, 2, 3))  # finite weights may still overflow a network
+    draws, predicted = np.asarray(draws), np.asarray(predicted)
+    if predicted.ndim not in (3, 4) or predicted.shape[:2] != draws.shape[:2]:
+        raise UserError(
+            f"predictions of shape {predicted.shape} need shape (C, D, T, K) or (C, D, T) with C, D = "
+            f"{draws.shape[:2]}"
+        )
+    rest = tuple(range(1, predicted.ndim))
+    finite = np.isfinite(predicted).all(axis=rest)  # finite weights may still overflow a network
     status = np.where(finite, chain_status(draws, trace), "nan").tolist()
     kept = np.equal(status, "ok")
     rhat_function = rhat_weight = ess_function = ess_weight = np.array([])  # no chain left
     if kept.any():
-        values, weights = function_values(probs[kept]), draws[kept]
+        values, weights = predicted[kept], draws[kept]
+        values = function_values(values) if values.ndim == 4 else values
         rhat_function, rhat_weight = rhat(values), rhat(weights)
         ess_function, ess_weight = ess_bulk(values), ess_bulk(weights)
     found = {

@@ -146,7 +146,8 @@ def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -
     """Predictions draw by draw, for comparisons and diagnostics on a test set: memory grows with D.
 
     Returns:
-        (draws: leaves (D, ...), x, centre of their tangent or None) -> (D, T, K) or (D, T).
+        (draws: leaves (D, ...), x, centre of their tangent or None) -> `Likelihood.mean` (D, T, K) or (D, T)
+        and `Likelihood.noise` (D, T).
     """
 
     def draw(source, i):
@@ -156,7 +157,7 @@ def build_each(apply: Callable, likelihood: Likelihood, batch_size: int = 500) -
 
     mixture = build_mixture(apply, likelihood, draw, batch_size)
     number = lambda draws: jax.tree.leaves(draws)[0].shape[0]
-    return lambda draws, x, centre=None: mixture((draws, centre), x, number(draws))[0]
+    return lambda draws, x, centre=None: mixture((draws, centre), x, number(draws))
 
 
 def build_mixture(

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bnn_jax import compare, metrics
+from bnn_jax import compare, distances, metrics
 from bnn_jax.types import UserError
 
 P = np.array([[0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [1.0, 0.0]])
@@ -30,13 +30,6 @@ def half_width(interval: list[float]) -> float:
     return (interval[1] - interval[0]) / 2
 
 
-def test_distances_by_hand():
-    assert compare.agreement(P, Q) == 0.5
-    assert compare.total_variation(P, Q) == pytest.approx((0.1 + 0.2 + 0.0 + 1.0) / 4)
-    assert compare.agreement(P, P) == 1
-    assert compare.total_variation(P, P) == 0
-
-
 def test_weight_moments_and_std_ratio_by_hand():
     mean, std = compare.weight_moments(np.array([[1.0, 0.0], [3.0, 0.0]], np.float32))
     np.testing.assert_array_equal(mean, [2.0, 0.0])
@@ -50,7 +43,7 @@ def test_floor_averages_over_pairs():
     """Chains P, P, Q: one pair agrees, two differ as P and Q do. The draws of a chain are averaged first."""
     chains = np.stack([[P, P], [P, P], [Q, Q]])
     chains[0] += np.array([[[0.05, -0.05]], [[-0.05, 0.05]]]) * [[1], [1], [1], [0]]
-    result = compare.floor(chains)
+    result = compare.floor(chains, np.zeros(4, int))
     assert result["agreement"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert result["total_variation"] == pytest.approx((0 + 0.325 + 0.325) / 3)
 
@@ -60,7 +53,7 @@ def test_floor_of_exchangeable_chains():
     rng = np.random.default_rng(0)
     s, draws = 0.02, 50
     p = 0.5 + s * rng.normal(size=(4, draws, 2000, 1))
-    result = compare.floor(np.concatenate([p, 1 - p], axis=-1))
+    result = compare.floor(np.concatenate([p, 1 - p], axis=-1), np.zeros(2000, int))
     assert result["total_variation"] == pytest.approx(s * np.sqrt(2 / draws) * np.sqrt(2 / np.pi), rel=0.05)
     assert result["agreement"] == pytest.approx(0.5, abs=0.05)  # a coin at every point
 
@@ -157,7 +150,8 @@ def study():
     return probs, rng.integers(3, size=60), {"map": 1, "vi": 1, "hmc": 3}
 
 
-MEASURES = ["accuracy", "nll", "brier", "ece", "agreement", "total_variation"]
+SCORES = list(distances.CLASSIFICATION.scores)
+MEASURES = [*SCORES, *distances.CLASSIFICATION.distances, "w2"]
 
 
 def test_summarise_reports_the_metrics_of_the_mean(study):
@@ -166,14 +160,19 @@ def test_summarise_reports_the_metrics_of_the_mean(study):
     assert list(result) == ["map", "vi", "hmc"]
     mean = {name: p.mean(axis=(0, 1)) for name, p in probs.items()}
     for name, row in result.items():
-        measures = MEASURES[:4] if name == "hmc" else MEASURES
+        measures = SCORES if name == "hmc" else MEASURES
         assert list(row) == [key for m in measures for key in (m, f"{m}_interval")]
         assert row["accuracy"] == metrics.accuracy(mean[name], labels)
         assert row["nll"] == pytest.approx(metrics.nll(mean[name], labels))
         assert row["brier"] == pytest.approx(metrics.brier(mean[name], labels))
         assert row["ece"] == pytest.approx(metrics.ece(mean[name], labels))
-    assert result["vi"]["agreement"] == compare.agreement(mean["vi"], mean["hmc"])
-    assert result["vi"]["total_variation"] == pytest.approx(compare.total_variation(mean["vi"], mean["hmc"]))
+    for name in ("agreement", "total_variation", "symmetric_kl", "entropy_gap"):
+        want = getattr(distances, name)(mean["vi"], mean["hmc"])
+        assert result["vi"][name] == pytest.approx(want)
+    gap = result["vi"]["ece"] - result["hmc"]["ece"]
+    assert result["vi"]["calibration_gap"] == pytest.approx(gap)
+    want = distances.w2(*(probs[name].reshape(-1, 60, 3) for name in ("vi", "hmc"))).mean()
+    assert result["vi"]["w2"] == pytest.approx(want)
     assert result["vi"]["total_variation"] < result["map"]["total_variation"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
@@ -187,14 +186,16 @@ def test_intervals_hold_their_estimate_and_keep_to_the_range(study):
     for row in result.values():
         for name in (m for m in MEASURES if m in row):
             low, high = row[f"{name}_interval"]
-            assert 0 <= low <= row[name] <= high <= {"nll": np.inf, "brier": 2}.get(name, 1)
+            least = -1 if name.endswith("_gap") else 0
+            assert least <= low <= row[name] <= high
+            assert high <= {"nll": np.inf, "symmetric_kl": np.inf, "w2": np.inf, "brier": 2}.get(name, 1)
             assert low < high
 
 
 def test_without_a_reference_nothing_is_compared(study):
     probs, labels, block = study
     result = compare.summarise(probs, labels, None, rng=np.random.default_rng(1), replicates=5, block=block)
-    assert all("agreement" not in row and "total_variation" not in row for row in result.values())
+    assert all(set(row) == {key for m in SCORES for key in (m, f"{m}_interval")} for row in result.values())
 
 
 def test_methods_share_the_resampled_points(study):
@@ -203,17 +204,9 @@ def test_methods_share_the_resampled_points(study):
     twins = {"a": probs["map"], "b": probs["map"], "c": probs["map"]}
     blocks = dict.fromkeys(twins, 1)
     result = compare.summarise(twins, labels, "b", rng=np.random.default_rng(1), replicates=20, block=blocks)
-    assert (
-        result["a"]
-        == result["c"]
-        == result["b"]
-        | {
-            "agreement": 1.0,
-            "agreement_interval": [1.0, 1.0],
-            "total_variation": 0.0,
-            "total_variation_interval": [0.0, 0.0],
-        }
-    )
+    none = dict.fromkeys(MEASURES[4:], 0.0) | {"agreement": 1.0}
+    none |= {f"{name}_interval": [value, value] for name, value in none.items()}
+    assert result["a"] == result["c"] == result["b"] | none
 
 
 def test_the_generator_is_the_only_randomness(study):
@@ -225,13 +218,82 @@ def test_the_generator_is_the_only_randomness(study):
 
 
 def test_floor_summary(study):
-    probs = study[0]["hmc"]
-    result = compare.floor_summary(probs, rng=np.random.default_rng(1), replicates=50, block=3)
-    assert {name: result[name] for name in ("agreement", "total_variation")} == compare.floor(probs)
-    for name in ("agreement", "total_variation"):
+    probs, labels, _ = study
+    result = compare.floor_summary(probs["hmc"], labels, rng=np.random.default_rng(1), replicates=50, block=3)
+    floor = compare.floor(probs["hmc"], labels)
+    assert {name: result[name] for name in floor} == floor
+    assert set(result) == {key for name in MEASURES[4:] for key in (name, f"{name}_interval")}
+    for name in MEASURES[4:]:
         low, high = result[f"{name}_interval"]
-        assert 0 <= low < result[name] < high <= 1
+        assert low < result[name] < high
+        assert result[name] > 0
+    pairs = [distances.w2(probs["hmc"][a], probs["hmc"][b]).mean() for a in range(4) for b in range(a)]
+    assert result["w2"] == pytest.approx(np.mean(pairs))
     json.dumps(result, allow_nan=False)
+
+
+def test_the_floor_of_a_gap_is_its_size():
+    """Three chains, surer and surer: the signed gaps of the pairs would depend on their order."""
+    p = np.reshape([0.9, 0.7, 0.5], (3, 1, 1, 1)) * np.ones((1, 2, 5, 1))
+    found = compare.floor(np.concatenate([p, 1 - p], axis=-1), np.zeros(5, int))
+    h = [metrics.entropy(np.array([[q, 1 - q]]))[0] for q in (0.9, 0.7, 0.5)]
+    assert found["entropy_gap"] == pytest.approx((h[2] - h[0]) * 2 / 3)
+
+
+def test_standard_error_of_w2_counts_points_and_draws():
+    """Draws N(m_t, s^2) against a point mass at 0, m_t far from it: W2 at t is about the draws' root mean
+    square; its error has the spread of m_t over points and that of the common shift of the draws."""
+    rng = np.random.default_rng(0)
+    m, s, draws, points = 5 + rng.normal(size=100), 0.8, 250, 100
+    shift = s * rng.normal(size=(1, draws, 1, 1))
+    values = {"a": m[:, None] + shift, "b": np.zeros((1, 1, points, 1))}
+    probs = {name: np.full((*v.shape[:3], 2), 0.5) for name, v in values.items()}
+    found = compare.summarise(
+        probs,
+        np.zeros(points, int),
+        "b",
+        rng=rng,
+        replicates=2,
+        block={"a": 1, "b": 1},
+        values=values,
+    )["a"]
+    assert found["w2"] == pytest.approx(np.sqrt((m + shift.mean()) ** 2 + shift.var()).mean(), rel=1e-2)
+    error = half_width(found["w2_interval"]) / 1.96
+    exact = np.hypot(m.std(ddof=1) / 10, shift.std() / np.sqrt(draws))
+    assert error == pytest.approx(exact, rel=5 / np.sqrt(2 * 50))
+
+
+def test_regressions_are_compared_by_their_densities():
+    """Gaussian predictions, for which scores and distances are known; the intervals hold their estimates."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=40)
+    at = lambda shape, shift: (shift + 0.3 * rng.normal(size=(*shape, 40)), np.full((*shape, 40), 0.5))
+    own = {"map": (np.full((1, 1, 40), 1.0), np.full((1, 1, 40), 0.5)), "vi": at((1, 60), 0.0)}
+    own["hmc"] = at((2, 60), 0.2)
+    inner = distances.edges(list(own.values()))
+    probs = {name: distances.features(*parts, y, inner) for name, parts in own.items()}
+    values = {name: mean[..., None] for name, (mean, _) in own.items()}
+    settings = dict(rng=rng, replicates=20, measures=distances.REGRESSION)
+    blocks = {"map": 1, "vi": 1, "hmc": 2}
+    found = compare.summarise(probs, y, "hmc", block=blocks, values=values, **settings)
+    for name, (means, variances) in own.items():
+        pooled = means.reshape(-1, 40)
+        want = metrics.gaussian_mixture_nll(pooled, variances.reshape(-1, 40), y)
+        assert found[name]["nll"] == pytest.approx(want, rel=1e-4)
+        assert found[name]["rmse"] == pytest.approx(metrics.rmse(pooled.mean(0), y), rel=1e-4)
+        for row in (found[name],):
+            for measure in (m for m in row if not m.endswith("_interval")):
+                low, high = row[f"{measure}_interval"]
+                assert low <= row[measure] <= high
+    assert found["vi"]["total_variation"] < found["map"]["total_variation"]
+    assert found["vi"]["w2"] == pytest.approx(
+        distances.w2(values["vi"][0], values["hmc"].reshape(-1, 40, 1)).mean()
+    )
+    assert "agreement" not in found["vi"]
+    floor = compare.floor_summary(probs["hmc"], y, block=2, values=values["hmc"], **settings)
+    assert floor["total_variation"] < found["vi"]["total_variation"]
+    with pytest.raises(UserError, match="finite values"):
+        compare.summarise({"a": np.full((1, 1, 2, 5), np.nan)}, y[:2], None, block={"a": 1}, **settings)
 
 
 def test_floor_standard_error_counts_the_draws():
@@ -239,7 +301,8 @@ def test_floor_standard_error_counts_the_draws():
     rng = np.random.default_rng(0)
     centre = np.reshape([0.3, 0.7], (2, 1, 1, 1))
     p = centre + 0.05 * rng.normal(size=(2, 100, 1, 1)) * np.ones((1, 1, 20, 1))
-    result = compare.floor_summary(np.concatenate([p, 1 - p], axis=-1), rng=rng, replicates=3000, block=1)
+    probs = np.concatenate([p, 1 - p], axis=-1)
+    result = compare.floor_summary(probs, np.zeros(20, int), rng=rng, replicates=3000, block=1)
     error = half_width(result["total_variation_interval"]) / 1.96
     exact = np.hypot(*p[:, :, 0, 0].std(axis=1)) / 10
     assert error == pytest.approx(exact, rel=5 / np.sqrt(2 * 3000))
@@ -267,11 +330,9 @@ def test_wrong_input(study):
     with pytest.raises(UserError, match="2 bootstrap replicates"):
         run(replicates=1)
     with pytest.raises(UserError, match="2 chains"):
-        compare.floor(probs["vi"])
+        compare.floor(probs["vi"], labels)
     with pytest.raises(UserError, match="2 chains"):
-        compare.floor_summary(probs["vi"], rng=np.random.default_rng(0), block=1)
-    with pytest.raises(UserError, match="differ in shape"):
-        compare.agreement(P, Q[:3])
+        compare.floor_summary(probs["vi"], labels, rng=np.random.default_rng(0), block=1)
     with pytest.raises(UserError, match="D, P"):
         compare.weight_moments(np.ones(3))
     with pytest.raises(UserError, match="3 weights"):

@@ -152,6 +152,18 @@ def run(chains: int = 2, draws: int = 40, seed: int = 0):
     return w, probs / probs.sum(axis=-1, keepdims=True), trace
 
 
+def test_a_regression_is_judged_by_its_means():
+    draws, probs, trace = run()
+    means = probs[..., 0]
+    found = diagnostics.summary(draws, means, trace)
+    assert found["rhat_function_median"] == pytest.approx(np.median(diagnostics.rhat(means)))
+    means = means.copy()
+    means[1, 3, 0] = np.inf
+    assert diagnostics.summary(draws, means, trace)["status"] == ["ok", "nan"]
+    with pytest.raises(UserError, match=r"need shape \(C, D, T, K\) or \(C, D, T\) with C, D = \(2, 40\)"):
+        diagnostics.summary(draws, means[:, :, 0], trace)
+
+
 def test_healthy_chains_are_ok():
     draws, _, trace = run()
     assert diagnostics.chain_status(draws, trace) == ["ok", "ok"]

@@ -16,7 +16,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
     "objectives estimators hamiltonian curvature langevin ensemble optimizers stream scores regression_scores"
-    " draw_counts fusion",
+    " draw_counts fusion distances",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder",
     "sharding checkpoint runs preparation",
     "loop chains",

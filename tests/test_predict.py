@@ -84,7 +84,7 @@ def test_number_of_draws_does_not_compile_again():
     assert len(traces) == once > 0
     assert np.abs(few.mean - many.mean).max() > 0.01
     np.testing.assert_allclose(
-        few.mean, predict.build_each(apply, likelihood)(draws, X)[:2].mean(0), rtol=1e-4, atol=1e-6
+        few.mean, predict.build_each(apply, likelihood)(draws, X)[0][:2].mean(0), rtol=1e-4, atol=1e-6
     )
 
 
@@ -118,11 +118,13 @@ def test_sampled_draws_are_fresh_and_reproducible():
 @pytest.mark.parametrize("name", CASES)
 def test_build_each_keeps_the_draws_apart(name):
     likelihood, apply, draws = problem(name)
-    found = predict.build_each(apply, likelihood, batch_size=4)(draws, X)
+    found, noise = predict.build_each(apply, likelihood, batch_size=4)(draws, X)
+    assert noise.shape == (D, T)
     assert found.shape == ((D, T, found.shape[-1]) if likelihood.task == "classification" else (D, T))
     for d in range(D):
-        want = likelihood.mean(apply(jax.tree.map(lambda a, d=d: a[d], draws), X))
-        np.testing.assert_allclose(found[d], want, rtol=1e-5, atol=1e-6)
+        outputs = apply(jax.tree.map(lambda a, d=d: a[d], draws), X)
+        np.testing.assert_allclose(found[d], likelihood.mean(outputs), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(noise[d], likelihood.noise(outputs), rtol=1e-5, atol=1e-6)
 
 
 def test_members_take_turns():
@@ -212,7 +214,7 @@ def test_a_tangent_is_linear_in_its_params():
     likelihood, linear, draws = problem("categorical")
     middle = jax.tree.map(lambda a: a.mean(0), draws)
     each = predict.build_each(linear, likelihood)
-    np.testing.assert_allclose(each(draws, X, middle), each(draws, X), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(each(draws, X, middle)[0], each(draws, X)[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("members", [None, 2])

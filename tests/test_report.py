@@ -17,6 +17,7 @@ from bnn_jax.report import entropy, html, plots, tables
 pytestmark = pytest.mark.filterwarnings("error")
 
 RESULTS = {
+    "data": {"num_classes": 10},
     "config": {"seed": 0, "hmc": {"num_chains": 2, "thin": None}},
     "methods": {
         "map": {
@@ -60,7 +61,8 @@ POINTS, CLASSES = 60, 4
 
 def bare(**changes):
     """A results dict of one method that knows next to nothing."""
-    return {"methods": {"hmc": {}}, "reference": "hmc", "floor": None, "diagnostics": None, **changes}
+    given = {"methods": {"hmc": {}}, "reference": "hmc", "floor": None, "diagnostics": None}
+    return {"data": {"num_classes": 10}, **given, **changes}
 
 
 def predictions(seed, sharpness=2.0, always_right=False):
@@ -103,6 +105,36 @@ def test_rows_exactly():
             "1204",
         ],
     ]
+
+
+def test_further_distances_exactly():
+    results = copy.deepcopy(RESULTS)
+    results["methods"]["map"] |= {"w2": 0.1234, "entropy_gap": -0.05, "entropy_gap_interval": [-0.08, -0.02]}
+    results["floor"]["w2"] = 0.01
+    assert tables.distances(results) == [
+        ["method", "symmetric KL, nats ↓", "W2 of draws ↓", "entropy gap, nats → 0", "calibration gap → 0"],
+        ["map", "-", "0.123", "-0.050 ± 0.030", "-"],
+        ["a|b", "-", "-", "-", "-"],
+        ["hmc (chain 2 frozen)", "-", "floor 0.010", "-", "-"],
+    ]
+
+
+def test_tables_of_a_regression():
+    results = bare(data={"num_classes": 0}, floor={"total_variation": 0.02, "w2": 0.1})
+    results["methods"]["vi"] = {"rmse": 2.5, "nll": 2.0, "coverage_90": 0.87, "total_variation": 0.1}
+    titles = [
+        "RMSE ↓",
+        "NLL, nats ↓",
+        "90 % intervals hold → 0.9",
+        "total variation to hmc ↓",
+        "W2 of means to hmc ↓",
+    ]
+    assert tables.rows(results)[0] == ["method", *titles, "seconds"]
+    assert tables.rows(results)[1] == ["hmc", "-", "-", "-", "floor 0.020", "floor 0.100", "-"]
+    assert tables.rows(results)[2] == ["vi", "2.500", "2.000", "0.870", "0.100", "-", "-"]
+    assert tables.distances(results)[0] == ["method", "symmetric KL, nats ↓", "entropy gap, nats → 0"]
+    note = tables.notes(results)[0]
+    assert note.startswith("Floor, hmc chain against chain: total variation 0.020. Total variation in units")
 
 
 def test_notes_exactly():

@@ -141,7 +141,8 @@ def test_chains(tmp_path):
     np.testing.assert_allclose(ask(run, 16).mean, directly(pooled, parts), rtol=1e-4)
     values = trained.by_chain(run, FOUND.x_test)
     each = predict.build_each(parts.model.apply, parts.model.likelihood)
-    probs = np.stack([each(jax.tree.map(lambda a, c=c: a[c], drawn.draws), FOUND.x_test) for c in (0, 1)])
+    of_chain = lambda c: each(jax.tree.map(lambda a: a[c], drawn.draws), FOUND.x_test)[0]
+    probs = np.stack([of_chain(c) for c in (0, 1)])
     np.testing.assert_allclose(values, diagnostics.function_values(probs), rtol=1e-4, atol=1e-5)
     for frozen, left in (([0], 8), ([0, 1], 0)):
         for block in tmp_path.glob("block_*.npz"):

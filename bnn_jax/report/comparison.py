@@ -13,10 +13,11 @@ from bnn_jax.report import entropy, html, plots, tables
 class Evidence(NamedTuple):
     """What the pictures are drawn from; sound chains only."""
 
-    labels: np.ndarray  # (T,)
+    targets: np.ndarray  # (T,) labels, or targets of a regression
     images: np.ndarray | None  # (T, H, W) or (T, H, W, 3) in [0, 1]
-    probs: Mapping[str, np.ndarray]  # method -> (C, D, T, K)
+    values: Mapping[str, np.ndarray]  # method -> (C, D, T, K) probabilities, or (C, D, T, 1) predicted means
     weights: Mapping[str, Mapping[str, np.ndarray]]  # method -> leaf name -> (C, D, ...)
+    num_classes: int  # 0 for regression
 
 
 def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
@@ -30,12 +31,23 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
         html.Section(
             "Result",
             "The same network, prior, likelihood, training and test data under every method. Agreement is "
-            "the share of test images with the same predicted class; total variation is half the summed "
-            "difference of the predicted probabilities, averaged over the test images.",
+            "the share of test points with the same predicted class; total variation is half the summed "
+            "difference of the predicted probabilities, of a regression half the integrated difference of "
+            "the predictive densities, averaged over the test points.",
             table=tables.rows(results),
             notes=tables.notes(results),
         )
     ]
+    if results["reference"] is not None:
+        sections.append(
+            html.Section(
+                f"More distances to {results['reference']}",
+                "KL is the mean of both directions. W2 is the 2-Wasserstein distance between the draws' "
+                "values at a test point, so it sees whether the draws themselves are as spread. The gaps are "
+                "signed: above 0 a method is less sure, or worse calibrated, than the reference.",
+                table=tables.distances(results),
+            )
+        )
     for heading, text, figures in _pictures(results, evidence):
         for name, _, figure in figures:
             style.save(figure, out / f"{name}.png")
@@ -59,14 +71,12 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
 
 def _pictures(results, evidence):
     """(heading, text, [(file name, caption, figure)]) of every section that has something to show."""
-    labels, reference = evidence.labels, results["reference"]
-    mean = {name: p.mean((0, 1)) for name, p in evidence.probs.items()}
-    if not mean:  # no method has a sound chain: the table says so, there is nothing to draw
+    reference = results["reference"]
+    if not evidence.values:  # no method has a sound chain: the table says so, there is nothing to draw
         return
-    others = [name for name in mean if name != reference]
+    others = [name for name in evidence.values if name != reference]
     other = "vi" if "vi" in others else next(iter(others), None)
     pair = other is not None and reference is not None
-
     if pair:
         yield (
             "Distance to the reference",
@@ -74,12 +84,36 @@ def _pictures(results, evidence):
             "cannot be told from the reference with these draws.",
             [("distances", f"Distance to {reference} of every method.", plots.distances(results))],
         )
+    if evidence.num_classes:
+        yield from _of_classes(evidence, other if pair else None, reference)
+    if pair and np.prod(evidence.values[other].shape[:2]) > 1:
+        yield (
+            "Weights",
+            "Weights may be permuted between hidden units from chain to chain, so compare widths with care.",
+            [
+                (
+                    "weight_std",
+                    f"Posterior standard deviation of every weight, {other} against {reference}.",
+                    plots.weight_std(
+                        _std(evidence.weights[other]), _std(evidence.weights[reference]), other, reference
+                    ),
+                )
+            ],
+        )
+    if reference is not None:
+        yield _chains(reference, evidence)
+
+
+def _of_classes(evidence, other, reference):
+    """Sections that a classification has; `other` is compared with the reference, None for none."""
+    labels = evidence.targets
+    mean = {name: p.mean((0, 1)) for name, p in evidence.values.items()}
     yield (
         "Calibration",
         "Above the diagonal a method is less sure than it is right, below it is surer.",
         [("reliability", "Accuracy against confidence.", plots.reliability(mean, labels))],
     )
-    if pair:
+    if other is not None:
         a, b = mean[other], mean[reference]
         figures = [
             (
@@ -97,7 +131,7 @@ def _pictures(results, evidence):
                 )
             )
         yield "Image by image", "", figures
-    split = {name: metrics.uncertainty(p.reshape(-1, *p.shape[2:])) for name, p in evidence.probs.items()}
+    split = {name: metrics.uncertainty(p.reshape(-1, *p.shape[2:])) for name, p in evidence.values.items()}
     yield (
         "What the model does not know",
         "The entropy of a prediction is the sum of an aleatoric part, which remains if the weights are "
@@ -114,34 +148,26 @@ def _pictures(results, evidence):
             )
         ],
     )
-    if pair and np.prod(evidence.probs[other].shape[:2]) > 1:
-        yield (
-            "Weights",
-            "Weights may be permuted between hidden units from chain to chain, so compare widths with care.",
-            [
-                (
-                    "weight_std",
-                    f"Posterior standard deviation of every weight, {other} against {reference}.",
-                    plots.weight_std(
-                        _std(evidence.weights[other]), _std(evidence.weights[reference]), other, reference
-                    ),
-                )
-            ],
-        )
-    if reference is not None:
-        yield _chains(reference, evidence, split[reference][2])
 
 
-def _chains(reference, evidence, epistemic):
-    probs, weights = evidence.probs[reference], evidence.weights[reference]
+def _chains(reference, evidence):
+    values, weights = evidence.values[reference], evidence.weights[reference]
+    if evidence.num_classes:
+        epistemic = metrics.uncertainty(values.reshape(-1, *values.shape[2:]))[2]
+        shown = lambda t: np.log(np.maximum(values[:, :, t, evidence.targets[t]], metrics.TINY))
+        what, unit = "Log probability of the true class", "log probability, nats"
+        function = diagnostics.function_values(values)
+    else:
+        epistemic, function = values.std((0, 1))[:, 0], values
+        shown = lambda t: values[:, :, t, 0]
+        what, unit = "Predicted mean", "predicted mean"
     uncertain = np.argsort(-epistemic)[:4]
     functions = {
-        f"test image {t}": np.log(np.maximum(probs[:, :, t, evidence.labels[t]], metrics.TINY))
-        for t in uncertain
+        f"test {'image' if evidence.images is not None else 'point'} {t}": shown(t) for t in uncertain
     }
     flat = {name: leaf.reshape(*leaf.shape[:2], -1) for name, leaf in weights.items()}
     singles = {f"{name}[0]": leaf[:, :, 0] for name, leaf in flat.items()}
-    rhat_function = diagnostics.rhat(diagnostics.function_values(probs)).ravel()
+    rhat_function = diagnostics.rhat(function).ravel()
     rhat_weight = diagnostics.rhat(np.concatenate(list(flat.values()), -1))
     return (
         "Do the chains agree?",
@@ -154,14 +180,10 @@ def _chains(reference, evidence, epistemic):
             ),
             (
                 "trace_function",
-                "Log probability of the true class, on the four test images of largest epistemic entropy.",
-                plots.traces(functions, "log probability, nats"),
+                f"{what}, on the four test points of largest epistemic uncertainty.",
+                plots.traces(functions, unit),
             ),
-            (
-                "trace_weights",
-                "The first weight of every layer.",
-                plots.traces(singles, "weight"),
-            ),
+            ("trace_weights", "The first weight of every layer.", plots.traces(singles, "weight")),
         ],
     )
 

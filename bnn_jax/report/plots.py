@@ -17,9 +17,9 @@ from bnn_jax import style
 def distances(results: Mapping[str, Any]) -> Figure:
     """How far each method's predictions are from the reference's, against the reference's own noise.
 
-    Left the total variation, right the agreement, both with intervals where known. The band reaches from no
-    distance to the noise floor (chain against chain), its paler end is the floor's interval: a method inside
-    the band cannot be told from the reference.
+    Left the total variation, right the agreement, of a regression W2, both with intervals where known. The
+    band reaches from no distance to the noise floor (chain against chain), its paler end is the floor's
+    interval: a method inside the band cannot be told from the reference.
     """
     reference = results.get("reference") or "reference"
     names = [name for name in results["methods"] if name != reference]
@@ -29,12 +29,15 @@ def distances(results: Mapping[str, Any]) -> Figure:
     style.headline(figure, f"How far each method's predictions are from those of {reference}")
     figure.get_layout_engine().set(wspace=0.06)
     floor, label = results.get("floor") or {}, f"noise floor ({reference} against {reference})"
-    panels = ((left, "total_variation", 0.0, label), (right, "agreement", 1.0, "noise floor"))
+    second, what, none = "agreement", "agreement (share of test points)\ncloser →", 1.0
+    if not results["data"]["num_classes"]:
+        second, what, none = "w2", "W2 of the draws (unit of the target)\n← closer", 0.0
+    panels = ((left, "total_variation", 0.0, label), (right, second, none, "noise floor"))
     for axes, key, none, label in panels:
         points = {name: (y, *_point(results["methods"][name], key)) for y, name in enumerate(names)}
         _distance_panel(axes, points, _point(floor, key), none, label)
     left.set_xlabel("total variation (probability, mean over test points)\n← closer")
-    right.set_xlabel("agreement (share of test points)\ncloser →")
+    right.set_xlabel(what)
     left.set_ylabel("method")
     left.set_yticks(range(len(names)), names)
     left.set_ylim(height - 0.4, -0.6)

@@ -15,8 +15,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-_DISTANCES = {"agreement": "agreement with {} ↑", "total_variation": "total variation to {} ↓"}
+# Columns of the first table and, of distances only, of the second; of classifications and of regressions.
 _SCORES = {"accuracy": "accuracy ↑", "nll": "NLL, nats ↓", "brier": "Brier ↓", "ece": "ECE ↓"}
+_DISTANCES = {"agreement": "agreement with {} ↑", "total_variation": "total variation to {} ↓"}
+_MORE = {
+    "symmetric_kl": "symmetric KL, nats ↓",
+    "w2": "W2 of draws ↓",
+    "entropy_gap": "entropy gap, nats → 0",
+    "calibration_gap": "calibration gap → 0",
+}
+_SCORES_OF_TARGETS = {"rmse": "RMSE ↓", "nll": "NLL, nats ↓", "coverage_90": "90 % intervals hold → 0.9"}
+_DISTANCES_OF_TARGETS = {"total_variation": "total variation to {} ↓", "w2": "W2 of means to {} ↓"}
+_MORE_OF_TARGETS = {key: _MORE[key] for key in ("symmetric_kl", "entropy_gap")}
+_TO_REFERENCE = {*_DISTANCES, *_MORE}
 _MISSING = "-"
 
 
@@ -26,9 +37,21 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
     The reference has no distance to itself; its row shows the noise floor instead, marked as such. Without a
     reference there are no distances. A method with bad chains carries them in its name.
     """
-    titles = [title.format(results.get("reference")) for title in _columns(results).values()]
-    header = ["method", *titles, "seconds"]
-    return [header, *(_row(results, name) for name in results["methods"])]
+    classes = results["data"]["num_classes"]
+    columns = dict(_SCORES if classes else _SCORES_OF_TARGETS)
+    if results.get("reference"):
+        columns |= _DISTANCES if classes else _DISTANCES_OF_TARGETS
+    titles = [title.format(results.get("reference")) for title in columns.values()]
+    body = [
+        [*_row(results, name, columns), _seconds(r.get("seconds"))] for name, r in results["methods"].items()
+    ]
+    return [["method", *titles, "seconds"], *body]
+
+
+def distances(results: Mapping[str, Any]) -> list[list[str]]:
+    """The second table: further distances to the reference, whose own row shows the noise floor."""
+    columns = _MORE if results["data"]["num_classes"] else _MORE_OF_TARGETS
+    return [["method", *columns.values()], *(_row(results, name, columns) for name in results["methods"])]
 
 
 def chains(results: Mapping[str, Any]) -> list[list[str]]:
@@ -92,21 +115,16 @@ def console(results: Mapping[str, Any]) -> Group:
     return Group(table, Padding(lines, (1, 0, 0, 0)))
 
 
-def _columns(results):
-    return {**_SCORES, **_DISTANCES} if results.get("reference") else _SCORES
-
-
-def _row(results, name):
+def _row(results, name, columns):
     record, prefix = results["methods"][name], ""
     if name == results.get("reference"):
         record, prefix = {**record, **(results.get("floor") or {})}, "floor "
     cells = []
-    for key in _columns(results):
+    for key in columns:
         cell = _value(record, key)
-        cells.append(prefix + cell if key in _DISTANCES and cell != _MISSING else cell)
+        cells.append(prefix + cell if key in _TO_REFERENCE and cell != _MISSING else cell)
     bad = [f"chain {chain} {status}" for chain, status in _bad(_diagnostics(results).get(name, {}))]
-    title = f"{name} ({', '.join(bad)})" if bad else name
-    return [title, *cells, _seconds(record.get("seconds"))]
+    return [f"{name} ({', '.join(bad)})" if bad else name, *cells]
 
 
 def _bad_chains(results):
@@ -129,7 +147,8 @@ def _floor(results):
     variation, agreement = _value(floor, "total_variation"), _value(floor, "agreement")
     if variation == agreement == _MISSING:
         return f"No noise floor: it takes two good chains of {name}."
-    sentence = f"Floor, {name} chain against chain: total variation {variation}, agreement {agreement}."
+    agreeing = "" if agreement == _MISSING else f", agreement {agreement}"
+    sentence = f"Floor, {name} chain against chain: total variation {variation}{agreeing}."
     others = {other: record for other, record in results["methods"].items() if other != name}
     methods = {other: record.get("total_variation") for other, record in others.items()}
     level = floor.get("total_variation")

@@ -17,8 +17,8 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
     "objectives estimators hamiltonian curvature langevin ensemble optimizers stream scores regression_scores"
     " draw_counts fusion distances",
-    "infer/* predict diagnostics compare draws inference_data models builders streamed recorder",
-    "sharding checkpoint runs preparation",
+    "infer/* predict diagnostics compare draws inference_data models builders streamed recorder alignment",
+    "sharding checkpoint runs preparation weight_space",
     "loop chains",
     "training settings",
     "experiment",

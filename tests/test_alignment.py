@@ -202,7 +202,7 @@ def test_which_signs_may_flip():
 
 
 def test_norms_move_along():
-    """Kernel and gamma may flip together, whatever follows; without a threshold also beta and what follows."""
+    """Kernel and gamma may flip together under any activation; tanh allows beta and what follows, too."""
     rng, module = np.random.default_rng(5), Normed()
     symmetry = alignment.symmetries(module, IMAGE)
     swish, tanh = patterns(module, IMAGE)  # kernel, bias, beta, gamma, (tau,) next kernel

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from bnn_jax import compare, weight_space
+from bnn_jax import compare, diagnostics, weight_space
 from bnn_jax.types import UserError
 
 MEASURES = {
@@ -88,7 +88,7 @@ def test_sliced_wasserstein_by_hand(blocks):
 def test_mmd_by_hand(blocks):
     """A loop over pairs; the draws lie far from 0, which must not cost digits."""
     rng = np.random.default_rng(7)
-    x, y = 1e3 + rng.standard_normal((5, 3)), 1e3 + rng.standard_normal((4, 3)) + 1
+    x, y = 1e6 + rng.standard_normal((5, 12)), 1e6 + rng.standard_normal((4, 12)) + 1
     k = lambda a, b, h: np.exp(-np.sum((a - b) ** 2) / (2 * h**2))
 
     def by_hand(h):
@@ -98,7 +98,7 @@ def test_mmd_by_hand(blocks):
     median = np.median([np.linalg.norm(a - b) for a, b in itertools.combinations([*x, *y], 2)])
     assert weight_space.median_distance(x, y) == pytest.approx(median)
     assert weight_space.mmd2(x, y) == pytest.approx(by_hand(median))
-    assert weight_space.mmd2(x, y, bandwidth=0.7) == pytest.approx(by_hand(0.7))
+    assert weight_space.mmd2(x, y, bandwidth=2.0) == pytest.approx(by_hand(2.0))
 
 
 def test_mmd_is_unbiased():
@@ -178,13 +178,14 @@ def test_by_layer(blocks):
 
 
 def test_mixing():
-    """Three weights mix, one has its chains apart, one hardly moves, one is constant."""
+    """Three weights mix, one is wider in a chain (R-hat), one hardly moves (ESS), one is constant."""
     rng = np.random.default_rng(13)
     w = rng.standard_normal((4, 200, 6))
-    w[0, :, 3] += 2
+    w[0, :, 3] *= 3
     for t in range(1, 200):
         w[:, t, 4] = 0.99 * w[:, t - 1, 4] + 0.1 * w[:, t, 4]
     w[..., 5] = 1
+    assert diagnostics.ess_bulk(w[..., 3]) > 100
     found = weight_space.mixing({"a": w[..., :5], "b": w, "c": w[..., 5], "d": w[..., 0]})
     assert found == {"a": 0.6, "b": 0.6, "c": None, "d": 1.0}
     short = weight_space.mixing({"a": rng.standard_normal((2, 20, 300))})

@@ -165,8 +165,14 @@ def floor(measure: Callable[[Params, Params], Any], draws: Params) -> Any:
         raise UserError("a noise floor needs at least 2 chains: run the reference with more")
     chain = lambda c: jax.tree.map(lambda a: np.asarray(a)[c], draws)
     pairs = [measure(chain(p), chain(q)) for p, q in combinations(range(chains), 2)]
-    mean = lambda *values: None if any(v is None for v in values) else np.mean(values, axis=0)[()]
-    return jax.tree.map(mean, *pairs, is_leaf=lambda value: value is None)
+    return jax.tree.map(_mean_of_pairs, *pairs, is_leaf=lambda value: value is None)
+
+
+def _mean_of_pairs(*values):
+    if any(value is None for value in values):
+        return None
+    mean = np.mean(values, axis=0)
+    return mean if mean.ndim else float(mean)
 
 
 def _check_pair(draws, reference, name=""):

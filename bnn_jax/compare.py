@@ -15,8 +15,7 @@ It is not a percentile interval: resampled means carry the noise of the draws tw
 replicates is larger than the one estimated, and percentiles of a small distance would exclude the estimate.
 
 Everything runs on NumPy arrays, after sampling. C chains, D draws, T test points, K classes, F features of a
-prediction (its K probabilities, or those of `distances.features`), V values of a draw, P weights,
-R replicates.
+prediction (its K probabilities, or those of `distances.features`), V values of a draw, R replicates.
 """
 
 from itertools import combinations
@@ -30,25 +29,6 @@ from bnn_jax.types import UserError
 
 W2_POINTS = 200  # test points of which W2's spread over draws is taken
 W2_REPLICATES = 50
-
-
-def weight_moments(draws) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every weight, draws (D, P) -> two (P,); one draw has deviation 0."""
-    draws = np.asarray(draws)
-    if draws.ndim != 2 or draws.size == 0:
-        raise UserError(f"draws need shape (D, P) and no empty axis, got {draws.shape}")
-    return draws.mean(axis=0, dtype=np.float64), draws.std(axis=0, dtype=np.float64)
-
-
-def std_ratio(draws, reference) -> np.ndarray:
-    """Standard deviation of every weight over the reference's: below 1 where the method is too narrow.
-
-    draws (D, P), reference (D', P) -> (P,), nan where the reference does not vary. Raises `UserError`.
-    """
-    (_, std), (_, scale) = weight_moments(draws), weight_moments(reference)
-    if std.shape != scale.shape:
-        raise UserError(f"draws have {std.size} weights, the reference {scale.size}")
-    return np.divide(std, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
 def _floor(means, targets, measures) -> dict[str, float]:

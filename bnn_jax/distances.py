@@ -26,7 +26,6 @@ from bnn_jax.metrics import TINY
 from bnn_jax.types import UserError
 
 CELLS = 200  # of a regression's density at a point
-LEVELS = 256  # quantiles that W2 compares
 SIGNED = ("entropy_gap", "calibration_gap")  # 0 is best, either sign is worse
 LARGEST = {"nll": np.inf, "rmse": np.inf, "brier": 2.0, "symmetric_kl": np.inf, "w2": np.inf}  # 1 for others
 BEYOND = 3  # features of a regression after its cells: mean, density and distribution function at y
@@ -71,21 +70,24 @@ def calibration_gap(p, q, labels) -> float:
 
 
 def w2(p, q) -> np.ndarray:
-    """2-Wasserstein distance of the draws' values at every point, in their unit.
+    """2-Wasserstein distance of the draws of every value, in its unit, exact for the draws at hand.
 
-    p (D, T, V), q (D', T, V) -> (T, V). By the difference of `LEVELS` quantiles, which is exact where the
-    numbers of draws divide it and close to that elsewhere. Raises `UserError`.
+    p (D, ...), q (D', ...) -> (...). Two finite sets of draws from one distribution differ, so it is biased
+    upwards. Raises `UserError` for other shapes.
     """
     p, q = np.asarray(p), np.asarray(q)
-    if p.ndim != 3 or p.shape[1:] != q.shape[1:] or not (p.size and q.size):
-        raise UserError(f"draws need shapes (D, T, V) and (D', T, V), not {p.shape} and {q.shape}")
-    return np.sqrt(np.mean((_quantiles(p) - _quantiles(q)) ** 2, axis=-1, dtype=np.float64))
-
-
-def _quantiles(draws):
-    """(D, T, V) -> (T, V, LEVELS)."""
-    index = ((np.arange(LEVELS) + 0.5) / LEVELS * len(draws)).astype(int)
-    return np.sort(np.moveaxis(draws, 0, -1), axis=-1)[..., index]
+    if not p.ndim or p.shape[1:] != q.shape[1:] or not (p.size and q.size):
+        raise UserError(f"draws need shapes (D, ...) and (D', ...), not {p.shape} and {q.shape}")
+    last = lambda draws: np.sort(np.moveaxis(draws, 0, -1), axis=-1)
+    p, q = last(p), last(q)
+    many, few = p.shape[-1], q.shape[-1]
+    if many == few:
+        return np.sqrt(np.mean((p - q) ** 2, axis=-1, dtype=np.float64))
+    # The quantile functions are constant between the steps i / D and j / D'; times D D' these are integers,
+    # so that no step is lost to rounding.
+    steps = np.union1d(np.arange(many + 1) * few, np.arange(few + 1) * many)
+    weights, starts = np.diff(steps) / (many * few), steps[:-1]
+    return np.sqrt(np.square(p[..., starts // few] - q[..., starts // many], dtype=np.float64) @ weights)
 
 
 def _pair(p, q) -> tuple[np.ndarray, np.ndarray]:

@@ -25,12 +25,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnn_jax import compare, diagnostics
+from bnn_jax import diagnostics, distances
 from bnn_jax.trees import leaf_names
 from bnn_jax.types import Params, UserError
 
 BLOCK_VALUES = 2**21  # values held in float64 at a time
 MAX_RHAT, MIN_ESS = 1.05, 100  # a weight mixes within these: rank-normalised split R-hat, bulk ESS in draws
+
+
+def weight_moments(draws) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every weight, draws (D, P) -> two (P,); one draw has deviation 0."""
+    draws = np.asarray(draws)
+    if draws.ndim != 2 or draws.size == 0:
+        raise UserError(f"draws need shape (D, P) and no empty axis, got {draws.shape}")
+    return draws.mean(axis=0, dtype=np.float64), draws.std(axis=0, dtype=np.float64)
+
+
+def std_ratio(draws, reference) -> np.ndarray:
+    """Standard deviation of every weight over the reference's: below 1 where the method is too narrow.
+
+    draws (D, P), reference (D', P) -> (P,), nan where the reference does not vary. Raises `UserError`.
+    """
+    (_, std), (_, scale) = weight_moments(draws), weight_moments(reference)
+    if std.shape != scale.shape:
+        raise UserError(f"draws have {std.size} weights, the reference {scale.size}")
+    return np.divide(std, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
 def wasserstein(draws, reference) -> np.ndarray:
@@ -39,7 +58,7 @@ def wasserstein(draws, reference) -> np.ndarray:
     draws (D, P), reference (D', P) -> (P,). Raises `UserError` for other shapes.
     """
     draws, reference = _check_pair(draws, reference)
-    return np.concatenate([_wasserstein(*block) for block in _blocks(draws, reference)])
+    return np.concatenate([distances.w2(*block) for block in _blocks(draws, reference)])
 
 
 def sliced_wasserstein(rng, draws, reference, num_directions: int = 200) -> float:
@@ -62,7 +81,7 @@ def sliced_wasserstein(rng, draws, reference, num_directions: int = 200) -> floa
         directions = rng.standard_normal((x.shape[1], num_directions))
         length += np.square(directions).sum(axis=0)
         along, along_reference = along + x @ directions, along_reference + y @ directions
-    return float(np.sqrt(np.mean(np.square(_wasserstein(along, along_reference)) / length)))
+    return float(np.sqrt(np.mean(np.square(distances.w2(along, along_reference)) / length)))
 
 
 def mmd2(draws, reference, bandwidth: float | None = None) -> float:
@@ -106,7 +125,7 @@ def by_layer(draws: Params, reference: Params) -> dict[str, dict[str, float | No
 
     Returns:
         leaf name -> `mean_difference`, root mean square over weights of the difference of means in standard
-        deviations of the reference; `std_ratio`, median over weights of `compare.std_ratio`; `wasserstein`,
+        deviations of the reference; `std_ratio`, median over weights of `std_ratio`; `wasserstein`,
         root mean square over weights of W2 in their unit; `wasserstein_in_std`, in standard deviations of
         the reference. Weights that do not vary in the reference count for `wasserstein` only; None if none
         varies.
@@ -193,17 +212,6 @@ def _blocks(draws, reference, least=0):
         yield tuple(a[:, start : start + width].astype(np.float64) for a in (draws, reference))
 
 
-def _wasserstein(x, y):
-    """(n,) of x (D, n) and y (D', n). The quantile functions are constant between the steps i / D and j / D';
-    times D D' these are integers, so no step is lost to rounding."""
-    x, y = np.sort(x, axis=0), np.sort(y, axis=0)
-    if len(x) == len(y):
-        return np.sqrt(np.mean(np.square(x - y), axis=0))
-    steps = np.union1d(np.arange(len(x) + 1) * len(y), np.arange(len(y) + 1) * len(x))
-    weights, starts = np.diff(steps) / (len(x) * len(y)), steps[:-1]
-    return np.sqrt(weights @ np.square(x[starts // len(y)] - y[starts // len(x)]))
-
-
 def _squared_distances(draws, reference):
     """Between any two of all draws, (D + D', D + D')."""
     gram = 0.0
@@ -222,8 +230,8 @@ def _median(squared):
 def _leaf_summary(draws, reference):
     columns = []
     for x, y in _blocks(draws, reference):
-        (mean, _), (centre, std) = compare.weight_moments(x), compare.weight_moments(y)
-        columns.append((mean - centre, std, compare.std_ratio(x, y), _wasserstein(x, y)))
+        (mean, _), (centre, std) = weight_moments(x), weight_moments(y)
+        columns.append((mean - centre, std, std_ratio(x, y), distances.w2(x, y)))
     difference, std, ratio, distance = map(np.concatenate, zip(*columns, strict=True))
     varies = std > 0
     rms = lambda values: None if (square := _mean(np.square(values))) is None else float(np.sqrt(square))

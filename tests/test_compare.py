@@ -30,15 +30,6 @@ def half_width(interval: list[float]) -> float:
     return (interval[1] - interval[0]) / 2
 
 
-def test_weight_moments_and_std_ratio_by_hand():
-    mean, std = compare.weight_moments(np.array([[1.0, 0.0], [3.0, 0.0]], np.float32))
-    np.testing.assert_array_equal(mean, [2.0, 0.0])
-    np.testing.assert_array_equal(std, [1.0, 0.0])
-    np.testing.assert_array_equal(compare.weight_moments([[5.0, 6.0]])[1], 0)
-    ratio = compare.std_ratio([[0.0, 0.0], [1.0, 1.0]], [[1.0, 2.0], [5.0, 2.0]])
-    np.testing.assert_array_equal(ratio, [0.25, np.nan])
-
-
 def test_floor_averages_over_pairs():
     """Chains P, P, Q: one pair agrees, two differ as P and Q do. The draws of a chain are averaged first."""
     chains = np.stack([[P, P], [P, P], [Q, Q]])
@@ -333,7 +324,3 @@ def test_wrong_input(study):
         compare.floor(probs["vi"], labels)
     with pytest.raises(UserError, match="2 chains"):
         compare.floor_summary(probs["vi"], labels, rng=np.random.default_rng(0), block=1)
-    with pytest.raises(UserError, match="D, P"):
-        compare.weight_moments(np.ones(3))
-    with pytest.raises(UserError, match="3 weights"):
-        compare.std_ratio(np.ones((2, 3)), np.ones((2, 4)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from bnn_jax import compare, diagnostics, weight_space
+from bnn_jax import diagnostics, weight_space
 from bnn_jax.types import UserError
 
 MEASURES = {
@@ -23,6 +23,19 @@ def blocks(request, monkeypatch):
     """The columns at once, and one or two at a time."""
     if request.param:
         monkeypatch.setattr(weight_space, "BLOCK_VALUES", 70)
+
+
+def test_weight_moments_and_std_ratio_by_hand():
+    mean, std = weight_space.weight_moments(np.array([[1.0, 0.0], [3.0, 0.0]], np.float32))
+    np.testing.assert_array_equal(mean, [2.0, 0.0])
+    np.testing.assert_array_equal(std, [1.0, 0.0])
+    np.testing.assert_array_equal(weight_space.weight_moments([[5.0, 6.0]])[1], 0)
+    ratio = weight_space.std_ratio([[0.0, 0.0], [1.0, 1.0]], [[1.0, 2.0], [5.0, 2.0]])
+    np.testing.assert_array_equal(ratio, [0.25, np.nan])
+    with pytest.raises(UserError, match="D, P"):
+        weight_space.weight_moments(np.ones(3))
+    with pytest.raises(UserError, match="3 weights"):
+        weight_space.std_ratio(np.ones((2, 3)), np.ones((2, 4)))
 
 
 def test_wasserstein_of_a_shift_and_a_scale_is_exact(blocks):
@@ -173,7 +186,7 @@ def test_by_layer(blocks):
         "wasserstein": 2.0,
         "wasserstein_in_std": None,
     }
-    ratio = compare.std_ratio(draws["a"]["kernel"].reshape(40, -1), w.reshape(40, -1))
+    ratio = weight_space.std_ratio(draws["a"]["kernel"].reshape(40, -1), w.reshape(40, -1))
     assert found["a/kernel"]["std_ratio"] == pytest.approx(np.median(ratio))
 
 

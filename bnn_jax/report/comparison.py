@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_jax import compare, diagnostics, metrics, style
+from bnn_jax import diagnostics, metrics, style, weight_space
 from bnn_jax.report import entropy, html, plots, tables
 
 
@@ -190,4 +190,4 @@ def _chains(reference, evidence):
 
 def _std(leaves):
     flat = {name: leaf.reshape(leaf.shape[0] * leaf.shape[1], -1) for name, leaf in leaves.items()}
-    return {name: compare.weight_moments(leaf)[1] for name, leaf in flat.items()}
+    return {name: weight_space.weight_moments(leaf)[1] for name, leaf in flat.items()}

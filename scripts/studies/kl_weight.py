@@ -26,7 +26,7 @@ _DATA = {
 _HMC = {
     "1-D": dict(method="hmc", num_warmup=100, num_draws=200, block_size=100),
     # A gradient costs several times as much: an eighth of the default trajectory, and fewer draws.
-    "2-D": dict(method="hmc", num_warmup=60, num_draws=100, block_size=50, trajectory_length=0.2),
+    "2-D": dict(method="hmc", num_warmup=50, num_draws=100, block_size=50, trajectory_length=0.2),
 }
 
 

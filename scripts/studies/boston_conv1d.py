@@ -8,6 +8,14 @@ and interval width are in 1,000 dollars. Nothing is chosen on the test parts. HM
 MAP solutions, NUTS with at most 2^7 leapfrog steps a draw and on the five splits only. The order of the
 columns is that of the table: it has no meaning, and a convolution over it is a curiosity of the original,
 kept to be comparable.
+
+What the posterior adds here, and what not: the intervals of MAP, which knows the noise alone, hold too few
+prices. Those of HMC and NUTS hold what they promise and are hardly wider, and the mean over draws has a
+lower error and NLL than the network alone and than the published methods. Mean-field VI is no shortcut to
+that: its ELBO would rather call a large part of the price noise than pay for independent weights that stay
+precise, so its intervals are twice as wide and its error is larger. HMC and NUTS agree with one another,
+though two short chains have not met everywhere (R-hat): what remains between them is less than what another
+split changes. NUTS takes several times as long for the same.
 """
 
 from collections.abc import Mapping, Sequence

@@ -160,6 +160,7 @@ def method(
         num_samples=config.num_samples,
         kl=config.kl,
         likelihood=likelihood,
+        temperature=config.temperature,
         x_shape=x_shape,
         optimizer=optimizer(config.schedule),
         constant_optimizer=optimizer("constant"),

@@ -69,6 +69,7 @@ def method(
     num_samples: int = 1,
     kl: str = "closed_form",
     likelihood: Likelihood | None = None,
+    temperature: float = 1.0,
     x_shape: Sequence[int] | None = None,
     **offered: Any,
 ) -> Algorithm:
@@ -78,23 +79,24 @@ def method(
         num_data: N.
         posterior, estimator, num_samples, kl: the variational family and how it passes the network.
         likelihood: what is trained on instead of the model's own, class-weighted say.
+        temperature: of the posterior, see `objectives.tempered`.
         x_shape: of one network input, for methods that ask for the order of the layers.
         offered: `optimizer`, `beta`, `num_warmup`, ...: what else a method may want.
 
     Raises:
         UserError: an unknown name, or parts that do not go together.
     """
-    likelihood = likelihood or model.likelihood
+    prior, likelihood = objectives.tempered(model.prior, likelihood or model.likelihood, temperature)
     family = parts.find("posterior", posterior)()
     build = parts.find("method", name)
     ours = {
         "apply": model.apply,
         "module": model.module,
-        "prior": model.prior,
-        "scale": model.prior.scale,
+        "prior": prior,
+        "scale": prior.scale,
         "likelihood": likelihood,
         "posterior": family,
-        "log_joint": objectives.log_joint(model.apply, model.prior, likelihood, num_data),
+        "log_joint": objectives.log_joint(model.apply, prior, likelihood, num_data),
         "num_data": num_data,
     }
     wanted = inspect.signature(build).parameters
@@ -102,5 +104,5 @@ def method(
         ours["layers"] = ops.layers(model.module, x_shape)
     if "elbo" in wanted:  # MAP may have a prior without closed-form KL
         through = estimators.build(estimator, model.module, family, num_samples, dtype=model.dtype)
-        ours["elbo"] = objectives.elbo(through, family, model.prior, likelihood, num_data, kl)
+        ours["elbo"] = objectives.elbo(through, family, prior, likelihood, num_data, kl)
     return parts.call(build, ours | offered)

@@ -47,6 +47,7 @@ class Config(augment.Augmentation, data.Options):
     estimator: str = "flipout"  # sampling, antithetic, local_reparam or flipout
     num_samples: int = 1  # weight samples a step of VI
     kl: str = "closed_form"  # closed_form (Gaussian priors) or monte_carlo
+    temperature: float = 1.0  # of the posterior; below 1 a cold one
     beta: float = 1.0  # the KL weight; 1 is the ELBO
     beta_warmup: int = 0  # steps over which the KL weight rises from 0
     balance: str = "none"  # none, class_weights, over_sample, under_sample or focal

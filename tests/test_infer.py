@@ -35,8 +35,8 @@ def problem():
 
 
 def target(problem, temperature=1.0):
-    prior, likelihood = isotropic.build(problem.std), gaussian.build(problem.sigma)
-    return objectives.log_joint(problem.apply, prior, likelihood, len(problem.batch.x), temperature)
+    parts = objectives.tempered(isotropic.build(problem.std), gaussian.build(problem.sigma), temperature)
+    return objectives.log_joint(problem.apply, *parts, len(problem.batch.x))
 
 
 def scale(params, width=1.0):
@@ -145,6 +145,21 @@ def test_vi_reaches_the_mean_field_optimum(problem, name, batch_size):
     np.testing.assert_allclose(mean, problem.mean, rtol=0.01)
     np.testing.assert_allclose(std, 1 / np.sqrt(np.diag(np.linalg.inv(problem.cov))), rtol=0.05)
     assert state.t == steps
+
+
+def test_vi_at_a_temperature(problem):
+    """The optimum has the mean of the posterior and sqrt(T) times the widths at T = 1."""
+    family, temperature, steps = mean_field.build(0.3), 4.0, 2500
+    parts = objectives.tempered(isotropic.build(problem.std), gaussian.build(problem.sigma), temperature)
+    estimator = estimators.build("antithetic", problem.module, family, 16, "vmap")
+    algorithm = vi.build(objectives.elbo(estimator, family, *parts, 40), family, 40, adam(0.03, steps))
+    start = problem.params(np.zeros(3))
+    given = dict(num_steps=steps, batch_size=40, chunk_size=500)
+    state, _ = loop.fit(jax.random.key(0), algorithm, start, problem.batch, **given)
+    mean, std = (np.ravel(tree["kernel"]) for tree in family.moments(state.phi))
+    np.testing.assert_allclose(mean, problem.mean, rtol=0.01)
+    want = np.sqrt(temperature / np.diag(np.linalg.inv(problem.cov)))
+    np.testing.assert_allclose(std, want, rtol=0.05)
 
 
 def test_vi_knows_the_evidence(problem):

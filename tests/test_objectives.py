@@ -136,13 +136,43 @@ def test_log_joint_of_minibatches(problem):
     np.testing.assert_allclose(np.mean(found), target(problem.params(w), problem.batch), rtol=1e-5)
 
 
+@pytest.mark.parametrize("prior_name", ["gaussian", "laplace"])
 @pytest.mark.parametrize("temperature", [0.25, 3.0])
-def test_temperature_divides_prior_and_likelihood(problem, temperature):
+def test_temperature_divides_prior_and_likelihood(problem, temperature, prior_name):
+    """Up to a constant, which a Gaussian prior has so that it stays normalised."""
     apply, _, prior, likelihood = parts_of(problem)
-    params = problem.params([0.3, -1.2, 2.0])
-    one = objectives.log_joint(apply, prior, likelihood, 40)(params, problem.batch)
-    tempered = objectives.log_joint(apply, prior, likelihood, 40, temperature)(params, problem.batch)
-    np.testing.assert_allclose(tempered, one / temperature, rtol=1e-6)
+    prior = prior if prior_name == "gaussian" else laplace.build()
+    tempered = objectives.tempered(prior, likelihood, temperature)
+    at = lambda parts, w: objectives.log_joint(apply, *parts, 40)(problem.params(w), problem.batch)
+    a, b = [0.3, -1.2, 2.0], [1.0, 0.1, -0.4]
+    change = at((prior, likelihood), a) - at((prior, likelihood), b)
+    np.testing.assert_allclose(at(tempered, a) - at(tempered, b), change / temperature, rtol=1e-5)
+    np.testing.assert_array_equal(tempered[1].mean(jnp.ones(3)), likelihood.mean(jnp.ones(3)))
+    root = likelihood.fisher_root(jnp.ones((2, 1)), None) / temperature**0.5
+    np.testing.assert_allclose(tempered[1].fisher_root(jnp.ones((2, 1)), None), root)
+    assert objectives.tempered(prior, likelihood, 1.0) == (prior, likelihood)
+    if prior_name == "laplace":
+        with pytest.raises(UserError, match="a tempered prior that is not Gaussian cannot be sampled"):
+            tempered[0].sample(jax.random.key(0), problem.params(a))
+
+
+def test_a_tempered_gaussian_prior_is_a_wider_one(problem):
+    likelihood = gaussian.build(problem.sigma)
+    like = {"a": jnp.ones((40, 50)), "b": jnp.ones(3)}
+    shifted = isotropic.build(0.5)
+    shifted = shifted._replace(
+        moments=lambda like: (jax.tree.map(jnp.ones_like, like), shifted.scale(like)),
+        sample=lambda key, like: jax.tree.map(lambda w: 1 + w, isotropic.build(0.5).sample(key, like)),
+    )
+    prior, _ = objectives.tempered(shifted, likelihood, 4.0)
+    wide = isotropic.build(1.0)
+    away = jax.tree.map(lambda a: a - 1, prior.sample(jax.random.key(0), like))
+    want = wide.sample(jax.random.key(0), like)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), away, want)
+    at_mean = wide.log_prob(jax.tree.map(jnp.zeros_like, like))
+    np.testing.assert_allclose(prior.log_prob(like), at_mean, rtol=1e-5)
+    for found, want in zip((*prior.moments(like), prior.scale(like)), (1.0, 1.0, 1.0), strict=True):
+        assert all((leaf == want).all() for leaf in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize("kl", ["closed_form", "monte_carlo"])
@@ -229,9 +259,9 @@ def test_errors(problem):
         with pytest.raises(UserError, match=f"num_data must be positive, not {bad}"):
             objectives.elbo(estimator, family, prior, likelihood, bad)
         with pytest.raises(UserError, match=f"temperature must be positive, not {bad}"):
-            objectives.log_joint(apply, prior, likelihood, 40, bad)
+            objectives.tempered(prior, likelihood, bad)
     with pytest.raises(UserError, match="temperature must be positive, not nan"):
-        objectives.log_joint(apply, prior, likelihood, 40, float("nan"))
+        objectives.tempered(prior, likelihood, float("nan"))
     with pytest.raises(UserError, match="unknown kl 'exact': choose from closed_form, monte_carlo"):
         objectives.elbo(estimator, family, prior, likelihood, 40, "exact")
     with pytest.raises(UserError, match="use kl='monte_carlo'"):

@@ -93,7 +93,29 @@ def test_regressions_and_methods_with_settings(tmp_path):
         "--net",
         "mlp(hidden=(5,))",
     ]
-    done = run(*given, "--methods", *methods, "--batch-size", "10", "--out", out, *TINY)
+    given += [
+        "--map-steps",
+        "200",
+        "--vi-steps",
+        "200",
+        "--vi-draws",
+        "8",
+        "--num-warmup",
+        "60",
+        "--num-draws",
+        "20",
+    ]
+    given += [
+        "--block-size",
+        "20",
+        "--trajectory-length",
+        "0.2",
+        "--num-bootstrap",
+        "20",
+        "--batch-size",
+        "10",
+    ]
+    done = run(*given, "--methods", *methods, "--out", out)
     assert done.returncode == 0, done.stderr
     results = json.loads((out / "results.json").read_text())
     assert list(results["methods"]) == methods

@@ -49,6 +49,7 @@ class Config(data.Options):
     net: str = "digits"  # network, by name (bnn_jax/nets)
     methods: tuple[str, ...] = ("map", "vi", "hmc")  # methods, by name (bnn_jax/infer)
     prior: str = "fan_in"  # prior, by name (bnn_jax/priors)
+    temperature: float = 1.0  # of the posterior; below 1 a cold one
     noise: str = "learned"  # of a regression: learned (one level) or input (a second output of the network)
     seed: int = 0  # of the split, the starts and all random numbers
     out: Path | None = None  # run folder; default runs/compare-DATASET-NET-seedSEED
@@ -168,6 +169,7 @@ def build(config: Config, found: Dataset) -> Setup:
         estimator=config.estimator,
         num_samples=config.num_samples,
         kl=config.kl,
+        temperature=config.temperature,
         beta=optax.linear_schedule(0.0, 1.0, config.beta_warmup) if config.beta_warmup else 1.0,
         batch_size=config.batch_size,
         num_steps=config.vi_steps,

@@ -75,7 +75,8 @@ def _pictures(results, evidence):
     if not evidence.values:  # no method has a sound chain: the table says so, there is nothing to draw
         return
     others = [name for name in evidence.values if name != reference]
-    other = "vi" if "vi" in others else next(iter(others), None)
+    several = lambda name: np.prod(evidence.values[name].shape[:2]) > 1
+    other = next(iter(sorted(others, key=lambda name: (name != "vi", not several(name)))), None)
     pair = other is not None and reference is not None
     if pair:
         yield (
@@ -86,7 +87,7 @@ def _pictures(results, evidence):
         )
     if evidence.num_classes:
         yield from _of_classes(evidence, other if pair else None, reference)
-    if pair and np.prod(evidence.values[other].shape[:2]) > 1:
+    if pair and several(other):
         yield (
             "Weights",
             "Weights may be permuted between hidden units from chain to chain, so compare widths with care.",

@@ -105,7 +105,9 @@ def console(results: Mapping[str, Any]) -> Group:
     header, *body = rows(results)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for i, title in enumerate(header):
-        table.add_column(Text(title), justify="right" if i else "left", max_width=11 if i else 24)
+        table.add_column(
+            Text(title), justify="right" if i else "left", max_width=11 if i else 24, overflow="fold"
+        )
     for row in body:
         table.add_row(*(Text(cell.replace(" ± ", "\n± ")) for cell in row))
     bad = _bad_chains(results)

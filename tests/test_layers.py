@@ -15,8 +15,8 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "ops prepared norms",
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
-    "objectives estimators hamiltonian curvature langevin ensemble optimizers stream scores regression_scores"
-    " draw_counts fusion distances",
+    "objectives estimators hamiltonian curvature langevin microcanonical ensemble optimizers stream scores"
+    " regression_scores draw_counts fusion distances",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder alignment",
     "sharding checkpoint runs preparation weight_space",
     "loop chains",
@@ -35,6 +35,7 @@ PARTS = ("nets", "priors", "posteriors", "likelihoods", "data")
 ONLY_IN = {  # third-party package: the modules that may import it; benchmarks measure it directly, too
     "orbax": {"checkpoint"},
     "numpyro": {"hamiltonian", "diagnostics"},
+    "blackjax": {"microcanonical"},
 }
 DEVICE_NAMES = {"NamedSharding", "PartitionSpec", "AxisType", "make_mesh", "shard_map", "pmap"}
 COLLECTIVES = {"psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "psum_scatter"}

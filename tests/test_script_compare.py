@@ -191,8 +191,8 @@ WRONG = {
     "dataset": (["--dataset", "cifar11"], "the data set cifar11 is not prepared"),
     "method": (
         ["--methods", "map", "gibbs"],
-        "unknown method 'gibbs': choose from dropout, hmc, hmcecs, ivon, laplace, map, mclmc, mclmc_adjusted, "
-        "nuts, psgld, rank_one, sghmc, sgld, svgd, swag, vi",
+        "unknown method 'gibbs': choose from dropout, hmc, hmcecs, ivon, laplace, map, mclmc, "
+        "mclmc_adjusted, nuts, psgld, rank_one, sghmc, sgld, svgd, swag, vi",
     ),
     "prior": (["--prior", "flat"], "unknown prior 'flat': choose from fan_in, isotropic"),
     "posterior": (

@@ -142,8 +142,8 @@ WRONG = {
     "net": (["--net", "resnet9"], "unknown network 'resnet9': choose from"),
     "method": (
         [*IMAGES, "--method", "gibbs"],
-        "unknown method 'gibbs': choose from dropout, hmc, hmcecs, ivon, map, mclmc, mclmc_adjusted, nuts, "
-        "psgld, sghmc, sgld, svgd, swag, vi",
+        "unknown method 'gibbs': choose from dropout, hmc, hmcecs, ivon, laplace, map, mclmc, "
+        "mclmc_adjusted, nuts, psgld, rank_one, sghmc, sgld, svgd, swag, vi",
     ),
     "optimizer": ([*IMAGES, "--optimizer", "adan2"], "unknown optimizer 'adan2': choose from"),
     "schedule": ([*IMAGES, "--schedule", "linear"], "unknown schedule 'linear': choose from cosine"),

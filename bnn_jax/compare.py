@@ -20,15 +20,44 @@ prediction (its K probabilities, or those of `distances.features`), V values of 
 
 from itertools import combinations
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
 from bnn_jax import distances, metrics
-from bnn_jax.distances import CLASSIFICATION, Measures
+from bnn_jax.distances import CLASSIFICATION, REGRESSION, Measures
 from bnn_jax.types import UserError
 
 W2_POINTS = 200  # test points of which W2's spread over draws is taken
 W2_REPLICATES = 50
+
+
+class Compared(NamedTuple):
+    """What `summarise` and `floor_summary` take."""
+
+    measures: Measures
+    targets: np.ndarray  # (T,)
+    probs: dict[str, np.ndarray]  # method -> (C, D, T, F)
+    values: dict[str, np.ndarray]  # method -> (C, D, T, V)
+
+
+def prepare(predicted: dict, targets, classes: bool) -> Compared:
+    """From what each draw predicts.
+
+    Args:
+        predicted: method -> mean and noise: probabilities (C, D, T, K) and anything, or of a regression mean
+            and variance (C, D, T), in the unit of the targets.
+        targets: (T,) labels, or targets of a regression.
+        classes: whether this is a classification.
+    """
+    if classes:
+        probs = {name: mean for name, (mean, _) in predicted.items()}
+        return Compared(CLASSIFICATION, np.asarray(targets), probs, probs)
+    own = {name: tuple(np.asarray(a, np.float64) for a in parts) for name, parts in predicted.items()}
+    inner = distances.edges(list(own.values())) if own else None
+    probs = {name: distances.features(*parts, targets, inner) for name, parts in own.items()}
+    values = {name: mean[..., None] for name, (mean, _) in own.items()}
+    return Compared(REGRESSION, np.asarray(targets), probs, values)
 
 
 def _floor(means, targets, measures) -> dict[str, float]:

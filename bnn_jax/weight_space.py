@@ -142,6 +142,39 @@ def by_layer(draws: Params, reference: Params) -> dict[str, dict[str, float | No
     }
 
 
+def moments(draws: Params) -> tuple[Params, Params]:
+    """Mean and standard deviation of every weight over all chains: leaves (C, D, ...) -> two trees (...)."""
+    both = [weight_moments(np.asarray(a).reshape(-1, a[0, 0].size)) for a in jax.tree.leaves(draws)]
+    like, structure = [a[0, 0] for a in jax.tree.leaves(draws)], jax.tree.structure(draws)
+    shaped = lambda flat: [x.reshape(a.shape) for x, a in zip(flat, like, strict=True)]
+    return tuple(jax.tree.unflatten(structure, shaped(part)) for part in zip(*both, strict=True))
+
+
+def by_moments(draws: Params, mean: Params, std: Params) -> dict[str, dict[str, float | None]]:
+    """As `by_layer`, of a reference that is known by its moments alone: `mean_difference` and `std_ratio`.
+
+    Args:
+        draws: leaves (C, D, ...), aligned to `mean`.
+        mean, std: leaves (...).
+
+    Raises `UserError` if the leaves do not fit.
+    """
+    found = moments(draws)
+    if jax.tree.structure(draws) != jax.tree.structure(mean):
+        raise UserError("draws and moments are of different networks")
+    result = {}
+    trees = (*found, mean, std)
+    for name, *leaves in zip(leaf_names(draws), *map(jax.tree.leaves, trees), strict=True):
+        own, width, centre, scale = (np.asarray(a, np.float64).ravel() for a in leaves)
+        varies = scale > 0
+        difference = np.square((own - centre)[varies] / scale[varies])
+        result[name] = {
+            "mean_difference": float(np.sqrt(difference.mean())) if varies.any() else None,
+            "std_ratio": float(np.median(width[varies] / scale[varies])) if varies.any() else None,
+        }
+    return result
+
+
 def mixing(draws: Params) -> dict[str, float | None]:
     """The share of the weights of each leaf on which the chains agree: R-hat below 1.05, ESS above 100.
 

@@ -22,7 +22,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "loop chains",
     "training settings",
     "experiment",
-    "trained",
+    "trained reference",
     "report/*",
     "commands/*",
     "cli",

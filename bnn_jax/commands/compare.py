@@ -27,7 +27,6 @@ from bnn_jax import (
     compare,
     data,
     diagnostics,
-    distances,
     draws,
     ensemble,
     inference_data,
@@ -268,7 +267,7 @@ def judge(
             weights[name] = jax.tree.map(lambda a, s=sound: a[s], fit.draws)
 
     reference = next((name for name in predicted if _plain(name) in REFERENCES), None)
-    given = compared(found, predicted)
+    given = compare.prepare(*in_own_unit(found, predicted), found.num_classes > 0)
     settings = dict(
         rng=np.random.default_rng(config.seed), replicates=config.num_bootstrap, measures=given.measures
     )
@@ -318,31 +317,16 @@ def judge(
     return results, comparison.Evidence(given.targets, images, given.values, named, found.num_classes)
 
 
-class Compared(NamedTuple):
-    """What the measures take; see `compare.summarise`."""
-
-    measures: distances.Measures
-    targets: np.ndarray  # labels, or targets in their own unit
-    probs: dict[str, np.ndarray]  # method -> (C, D, T, F)
-    values: dict[str, np.ndarray]  # method -> (C, D, T, V)
-
-
-def compared(found: Dataset, predicted: dict[str, tuple[np.ndarray, np.ndarray]]) -> Compared:
-    """From what each draw predicts, `Likelihood.mean` and `Likelihood.noise`, (C, D, T, ...) each."""
+def in_own_unit(
+    found: Dataset, predicted: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """What draws predict, and the targets; of a regression both in the unit of the target."""
     if found.num_classes:
-        probs = {name: mean for name, (mean, _) in predicted.items()}
-        return Compared(distances.CLASSIFICATION, found.y_test, probs, probs)
+        return predicted, found.y_test
     shift, scale = found.scaling.target_shift, found.scaling.target_scale
-    own = {
-        name: (np.float64(mean) * scale + shift, np.float64(variance) * scale**2)
-        for name, (mean, variance) in predicted.items()
-    }
-    y = np.float64(found.y_test) * scale + shift
-    inner = distances.edges(list(own.values())) if own else None
-    probs = {name: distances.features(*parts, y, inner) for name, parts in own.items()}
-    return Compared(
-        distances.REGRESSION, y, probs, {name: mean[..., None] for name, (mean, _) in own.items()}
-    )
+    rescaled = lambda mean, noise: (np.float64(mean) * scale + shift, np.float64(noise) * scale**2)
+    own = {name: rescaled(*parts) for name, parts in predicted.items()}
+    return own, np.float64(found.y_test) * scale + shift
 
 
 def _plain(name):

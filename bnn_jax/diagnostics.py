@@ -86,6 +86,17 @@ def ess_bulk(x) -> np.ndarray:
     return _columnwise(lambda split: _ess(_normal_scores(split)), x)
 
 
+def ess_mean(x) -> np.ndarray:
+    """Effective sample size of the split chains for the mean of x itself, in draws over all chains.
+
+    The squared standard error of that mean is var(x) / ESS. Ranks would hide what a heavy tail does to it.
+
+    x (C, D, ...) -> (...); nan where x is constant or not finite. Raises `UserError` for fewer than 4 draws.
+    Source: arXiv:1903.08008.
+    """
+    return _columnwise(lambda split: _ess(split - split[:1, :1]), x)  # constants are then 0, without rounding
+
+
 def ess_tail(x) -> np.ndarray:
     """The smaller effective sample size of the 5 % and the 95 % quantile, in draws.
 
@@ -156,6 +167,28 @@ def chain_status(draws, trace: dict) -> list[str]:
     return status.tolist()
 
 
+def ebfmi(energy) -> np.ndarray:
+    """The estimated Bayesian fraction of missing information of every chain of HMC or NUTS:
+
+        sum_n (E_n - E_n-1)^2 / sum_n (E_n - mean E)^2
+
+    how far a new momentum changes the energy, against how far the energy varies. Near 1 or above it each
+    trajectory may reach any energy; below 0.3 the chain walks through them in small steps, and tails are
+    explored slowly whatever the acceptance.
+
+    energy (C, D), nats, of every step (means over several would not do) -> (C,); nan where the energy is
+    constant or not finite. Raises `UserError` for fewer than 4 draws. Source: arXiv:1604.00695.
+    """
+    energy = np.asarray(energy, np.float64)
+    if energy.ndim != 2 or energy.shape[1] < MIN_DRAWS:
+        raise UserError(f"energies need shape (C, D) with D >= {MIN_DRAWS} draws, got {energy.shape}")
+    changing = np.isfinite(energy).all(axis=1) & (energy != energy[:, :1]).any(axis=1)
+    found = np.full(len(energy), np.nan)
+    own = energy[changing]
+    found[changing] = np.sum(np.diff(own, axis=1) ** 2, 1) / (own.var(axis=1) * own.shape[1])
+    return found
+
+
 def _number(value) -> float | None:
     """A Python float, or None if it is not finite: JSON has no nan."""
     return float(value) if np.isfinite(value) else None
@@ -185,7 +218,7 @@ def _summarised(rhat_function, ess_function):
     }
 
 
-def summary(draws, predicted, trace: dict) -> dict:
+def summary(draws, predicted, trace: dict, thin: int | None = None) -> dict:
     """The convergence report of a run of chains, ready for JSON.
 
     R-hat, ESS (bulk, in draws over these chains) and acceptance are those of the chains whose status is
@@ -196,12 +229,16 @@ def summary(draws, predicted, trace: dict) -> dict:
         draws: (C, D, P) weights, D >= 4.
         predicted: (C, D, T, K) predictive probabilities of these draws, or (C, D, T) means of a regression.
         trace: as in `chain_status`.
+        thin: steps a draw, if known: the trace holds means over them, from which there is no E-BFMI, and does
+            not say over how many.
 
     Returns:
         rhat_function_median, rhat_function_q95, rhat_weight_median, rhat_weight_q95, ess_function_min,
         ess_function_median, ess_weight_median: float or None; step_size (last), moved, status: lists, one
         entry a chain; a chain whose predictions are not finite has the status "nan" too. Of samplers with
         trajectories also acceptance: float or None; divergences: int, of all chains; num_steps (mean): list.
+        Where the trace has `energy` also ebfmi: list, with None where it is not defined; None unless `thin`
+        is 1.
 
     Raises `UserError` as `rhat`, `function_values` and `chain_status` do.
     """
@@ -235,4 +272,6 @@ def summary(draws, predicted, trace: dict) -> dict:
         found["acceptance"] = _number(np.mean(accepted)) if kept.any() else None
         found["num_steps"] = [_number(steps) for steps in np.mean(trace["num_steps"], axis=1)]
         found["divergences"] = int(np.sum(trace["diverging"]))
+    if "energy" in trace:
+        found["ebfmi"] = [_number(value) for value in ebfmi(trace["energy"])] if thin == 1 else None
     return found

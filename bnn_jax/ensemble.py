@@ -29,4 +29,5 @@ def build(algorithm: Algorithm, size: int) -> Algorithm:
     def sample(key: Key, state) -> Params:
         return jax.vmap(algorithm.sample)(jax.random.split(key, size), state)
 
+    # The density of all members together is no member's: log_prob stays None.
     return Algorithm(init, step, sample, algorithm.chain, algorithm.linearise_at)

@@ -72,6 +72,7 @@ class Algorithm(NamedTuple):
     sample: Callable  # (key, state) -> params
     chain: bool = False
     linearise_at: Callable | None = None  # (state) -> params: draws predict by the network's tangent there
+    log_prob: Callable | None = None  # (state, params) -> () nats, the density that `sample` draws from
 
 
 class Scaling(NamedTuple):

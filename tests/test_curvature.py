@@ -11,8 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from problems import ConvNet, conv_problem, linear
 from scipy import special
+from scipy.stats import multivariate_normal
 
-from bnn_jax import balance, curvature, loop, objectives, ops
+from bnn_jax import balance, curvature, loop, objectives, ops, trees
 from bnn_jax.infer import laplace
 from bnn_jax.likelihoods import bernoulli, categorical, gaussian
 from bnn_jax.priors import isotropic, student_t
@@ -316,6 +317,52 @@ def test_laplace_on_the_linear_problem(form):
     values = np.concatenate([draws, draws[:, rows] * draws[:, columns]], -1)
     exact = np.concatenate([np.zeros(3), cov[rows, columns]])
     assert (np.abs(values.mean(0) - exact) < SIGMAS * values.std(0) / 200).all()
+
+
+@pytest.mark.parametrize("form", curvature.FORMS)
+def test_the_density_of_laplace(form):
+    """That of the Gaussian whose covariance the spectrum gives, each leaf of its own width."""
+    build, _, params, batch = conv_forms()
+    own = build(form)
+    widths = dict(zip(params, (0.5, 1.5, 0.7, 2.0), strict=True))
+    widths = {n: jax.tree.map(lambda a, n=n: jnp.full_like(a, widths[n]), params[n]) for n in params}
+    module = ConvNet()
+    algorithm = laplace_with(
+        apply=ops.apply_fn(module),
+        module=module,
+        layers=ops.layers(module, batch.x.shape[1:]),
+        prior=isotropic.build()._replace(scale=lambda params: widths),
+        num_data=30,
+        form=form,
+    )
+    if form == "last_layer":  # the other weights do not vary
+        assert algorithm.log_prob is None
+        return
+    found = jax.jit(own.measure)(params, batch)
+    state = jax.jit(algorithm.init)(jax.random.key(0), params)
+    density = jax.jit(jax.vmap(algorithm.log_prob, (None, 0)))
+    assert np.isnan(density(state, trees.stack([params] * 5))).all()  # not measured yet
+    state = state._replace(
+        spectrum=own.spectrum(found, widths), tau=jnp.asarray(1.3), log_evidence=jnp.asarray(0.0)
+    )
+    cov = dense(own, found, params, 30, 1.3, widths)
+    keys = jax.random.split(jax.random.key(1), 5)
+    draws = jax.jit(jax.vmap(algorithm.sample, (0, None)))(keys, state)
+    flat = np.asarray(jax.vmap(lambda w: ravel_pytree(w)[0])(draws), np.float64)
+    centre = np.asarray(ravel_pytree(params)[0], np.float64)
+    np.testing.assert_allclose(
+        density(state, draws), multivariate_normal(centre, cov).logpdf(flat), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("form", ["full", "kronecker"])
+def test_the_density_of_laplace_leaves_the_evidence(form):
+    """p(w, D) / q(w) is p(D) at every w where q is the posterior."""
+    algorithm, state = around_the_mode(form=form)
+    draws = jax.vmap(algorithm.sample, (0, None))(jax.random.split(jax.random.key(1), 100), state)
+    joint = jax.vmap(lambda w: PROBLEM.log_joint()(w, PROBLEM.batch))(draws)
+    density = jax.vmap(algorithm.log_prob, (None, 0))(state, draws)
+    np.testing.assert_allclose(joint - density, evidence(PROBLEM.std), atol=0.02)
 
 
 def test_minibatches_of_an_epoch_give_the_whole_curvature():

@@ -10,11 +10,13 @@ from scipy.stats import norm
 from bnn_jax import diagnostics
 from bnn_jax.types import UserError
 
+STATISTICS = [diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_mean, diagnostics.ess_tail]
+
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 def reference(name: str, x: np.ndarray) -> float:
-    """ArviZ's `rhat`, `bulk` or `tail` of one array (C, D), alike in ArviZ 0.23 and 1.x."""
+    """ArviZ's `rhat`, `bulk`, `mean` or `tail` of one array (C, D), alike in ArviZ 0.23 and 1.x."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 0.23 announces its refactor
         arviz = pytest.importorskip("arviz", reason="ArviZ is the independent implementation to compare with")
@@ -52,6 +54,7 @@ def test_rhat_is_arviz(case):
 def test_ess_is_arviz_but_for_the_cut(case):
     x = CASES[case](np.random.default_rng(0))
     assert diagnostics.ess_bulk(x) == pytest.approx(reference("bulk", x), rel=0.08)
+    assert diagnostics.ess_mean(x) == pytest.approx(reference("mean", x), rel=0.08)
     assert diagnostics.ess_tail(x) == pytest.approx(reference("tail", x), rel=0.08)
 
 
@@ -78,6 +81,18 @@ def test_ess_of_ar1(rho):
     x = ar1(np.random.default_rng(1), rho, (4, 1000, 64))
     exact = 4000 * (1 - rho) / (1 + rho)
     assert diagnostics.ess_bulk(x).mean() == pytest.approx(exact, rel=0.05)
+    assert diagnostics.ess_mean(x).mean() == pytest.approx(exact, rel=0.05)
+
+
+def test_the_error_of_a_skewed_mean_is_in_its_own_units():
+    """The mean of exp(2 z), z AR(1): its own autocorrelation, which ranks do not have."""
+    x = np.exp(2 * ar1(np.random.default_rng(1), 0.9, (2, 2000, 400)))
+    error = x.var(axis=(0, 1)).mean() / x.mean(axis=(0, 1)).var()
+    lags = 0.9 ** np.arange(1, 200)
+    exact = 4000 / (1 + 2 * np.sum(np.expm1(4 * lags) / np.expm1(4)))
+    assert error == pytest.approx(exact, rel=0.5)  # of the variance of so long a tail
+    assert diagnostics.ess_mean(x).mean() == pytest.approx(exact, rel=0.3)
+    assert diagnostics.ess_bulk(x).mean() < 0.5 * exact
 
 
 def test_ess_of_antithetic_chains_is_capped():
@@ -86,9 +101,37 @@ def test_ess_of_antithetic_chains_is_capped():
     assert diagnostics.ess_bulk(x) == pytest.approx(2000 * np.log10(2000))
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+def test_ebfmi(rho):
+    """The ratio of sums, as ArviZ has it; 2 (1 - rho) of an AR(1) energy, one number a chain."""
+    energy = 100 + 3 * ar1(np.random.default_rng(4), rho, (3, 2000))
+    energy[2] *= 10
+    found = diagnostics.ebfmi(energy)
+    for own, value in zip(energy, found, strict=True):
+        steps = sum((own[n] - own[n - 1]) ** 2 for n in range(1, 2000))
+        assert value == pytest.approx(steps / sum((e - own.mean()) ** 2 for e in own), rel=1e-10)
+    # The error of a lag-one autocorrelation is sqrt((1 - rho^2) / D).
+    np.testing.assert_allclose(found, 2 * (1 - rho), atol=5 * 2 * np.sqrt((1 - rho**2) / 2000) + 0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arviz = pytest.importorskip("arviz", reason="ArviZ is the independent implementation to compare with")
+        if hasattr(arviz, "convert_to_dataset"):
+            np.testing.assert_allclose(arviz.bfmi({"energy": energy}), found)
+
+
+def test_an_energy_that_has_no_ebfmi():
+    energy = np.random.default_rng(5).normal(size=(3, 20))
+    alone = diagnostics.ebfmi(energy[2:])
+    energy[0], energy[1, 3] = 0.1, np.nan
+    np.testing.assert_array_equal(diagnostics.ebfmi(energy), [np.nan, np.nan, *alone])
+    for wrong in (energy[0], energy[:, :3]):
+        with pytest.raises(UserError, match=r"energies need shape \(C, D\) with D >= 4 draws"):
+            diagnostics.ebfmi(wrong)
+
+
 def test_trailing_axes_are_independent_columns(monkeypatch):
     x = ar1(np.random.default_rng(2), 0.5, (2, 50, 3, 4))
-    for statistic in (diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_tail):
+    for statistic in STATISTICS:
         whole = statistic(x)
         assert whole.shape == (3, 4)
         assert whole[1, 2] == pytest.approx(statistic(x[..., 1, 2]))
@@ -97,7 +140,7 @@ def test_trailing_axes_are_independent_columns(monkeypatch):
             np.testing.assert_allclose(statistic(x), whole)
 
 
-@pytest.mark.parametrize("statistic", [diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_tail])
+@pytest.mark.parametrize("statistic", STATISTICS)
 def test_undefined_is_nan_and_touches_nothing_else(statistic):
     x = np.random.default_rng(3).normal(size=(2, 20, 4))
     alone = statistic(x[..., 3])
@@ -107,7 +150,7 @@ def test_undefined_is_nan_and_touches_nothing_else(statistic):
     assert result[3] == alone
 
 
-@pytest.mark.parametrize("statistic", [diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_tail])
+@pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("shape", [(1, 4), (1, 7), (3, 10), (3, 333), (7, 1001)])
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e30, 1 / 3])
 def test_constants_are_nan_at_every_length(statistic, shape, value):
@@ -124,7 +167,7 @@ def test_rhat_of_chains_that_stand_apart_is_infinite():
     assert diagnostics.rhat(np.repeat([[0.1], [0.7]], 10, axis=1)) > 1e6
 
 
-@pytest.mark.parametrize("statistic", [diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_tail])
+@pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("shape", [(2, 3), (7,), (0, 9)])
 def test_too_few_draws(statistic, shape):
     with pytest.raises(UserError, match="4 draws"):
@@ -244,6 +287,19 @@ def test_summary_of_healthy_chains():
     assert report["divergences"] == 3
     assert report["moved"] == [True] * 4
     assert report["status"] == ["ok"] * 4
+
+
+def test_summary_has_the_ebfmi_of_single_steps_only():
+    draws, probs, trace = run()
+    trace["energy"] = np.random.default_rng(6).normal(size=(2, 40))
+    trace["energy"][1] = 3.0
+    single = diagnostics.summary(draws, probs, trace, thin=1)
+    assert single["ebfmi"] == [float(diagnostics.ebfmi(trace["energy"])[0]), None]
+    assert json.loads(json.dumps(single, allow_nan=False)) == single
+    for thin in (2, None):
+        assert diagnostics.summary(draws, probs, trace, thin=thin) == single | {"ebfmi": None}
+    del trace["energy"]
+    assert "ebfmi" not in diagnostics.summary(draws, probs, trace, thin=1)
 
 
 def test_chains_that_reject_nothing_have_no_acceptance():

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from problems import conv_problem, estimator_names, linear
-from scipy.stats import chisquare
+from scipy.stats import chisquare, multivariate_normal
 
 from bnn_jax import chains, diagnostics, ensemble, estimators, loop, objectives, parts, trees
 from bnn_jax.infer import dropout, hmc, nuts, rank_one, vi
@@ -542,6 +542,32 @@ def test_scan_and_vmap(case):
         state, info = step(jax.random.fold_in(keys[1], t), state, case.data)
         close({name: leaf[1, t] for name, leaf in infos.items()}, info)
     close(jax.tree.map(lambda a: a[1], many), case.algorithm.sample(keys[1], state))
+
+
+def test_densities_are_those_of_the_draws(case):
+    """Where a method has one: on the linear problem a Gaussian, normalised, from which the draws are."""
+    if case.algorithm.log_prob is None:
+        return
+    state, _ = loop.fit(
+        jax.random.key(0), case.algorithm, case.params, case.data, num_steps=100, batch_size=10
+    )
+    log_prob = lambda w: case.algorithm.log_prob(state, {"kernel": w[:, None]})
+    start = jnp.asarray([0.3, -0.1, 0.2])
+    slope, precision = jax.grad(log_prob)(start), -np.asarray(jax.hessian(log_prob)(start), np.float64)
+    cov = np.linalg.inv((precision + precision.T) / 2)
+    mean = np.asarray(start, np.float64) + cov @ np.asarray(slope, np.float64)
+    keys = jax.random.split(jax.random.key(1), 20000)
+    draws = np.asarray(jax.jit(jax.vmap(case.algorithm.sample, (0, None)))(keys, state)["kernel"])[..., 0]
+    known = multivariate_normal(mean, cov).logpdf(draws[:50])
+    np.testing.assert_allclose(jax.vmap(log_prob)(draws[:50]), known, atol=2e-3)
+    agrees_with_gaussian(draws[None].astype(np.float64), mean, cov)
+
+
+def test_which_methods_have_a_density():
+    """Those whose draws come from a density that is known; not chains, nor an ensemble of any."""
+    offered = offered_methods()
+    assert {name for name in METHODS if offered[name].log_prob} == {"vi", "ivon", "laplace"}
+    assert ensemble.build(offered["vi"], 2).log_prob is None
 
 
 def test_ensembles(case):

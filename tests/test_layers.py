@@ -16,9 +16,9 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
     "objectives estimators hamiltonian curvature langevin microcanonical ensemble optimizers stream scores"
-    " regression_scores draw_counts fusion distances",
+    " regression_scores draw_counts fusion distances psis",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder alignment",
-    "sharding checkpoint runs preparation weight_space",
+    "sharding checkpoint runs preparation weight_space evidence",
     "loop chains",
     "training settings",
     "experiment",

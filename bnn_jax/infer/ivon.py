@@ -16,9 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.stats import norm
 
 from bnn_jax import estimators
-from bnn_jax.trees import normal_like
+from bnn_jax.trees import normal_like, tree_sum
 from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError
 
 
@@ -115,4 +116,7 @@ def build(
         noise = normal_like(key, state.mean)
         return jax.tree.map(lambda m, s, e: m + s * e, state.mean, width(state), noise)
 
-    return Algorithm(init, step, sample)
+    def log_prob(state: IvonState, params: Params) -> jax.Array:
+        return tree_sum(jax.tree.map(norm.logpdf, params, state.mean, width(state)))
+
+    return Algorithm(init, step, sample, log_prob=log_prob)

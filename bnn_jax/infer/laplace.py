@@ -160,5 +160,19 @@ def build(
         move = lambda w, a, s: w + jnp.where(measured, a * s, 0)
         return jax.tree.map(move, state.params, away, prior.scale(state.params))
 
+    def log_prob(state: LaplaceState, params: Params) -> jax.Array:
+        """Of what `sample` draws; nan before the curvature is measured."""
+        away = jax.tree.map(lambda w, w0, s: (w - w0) / s, params, state.params, prior.scale(params))
+        turn = lambda v: form_.turn(state.spectrum.basis, v, params)
+        # The basis is orthogonal: its transpose turns back.
+        (turned,) = jax.linear_transpose(turn, state.spectrum.values)(away)
+        precision = jax.tree.map(lambda a: num_data * a + state.tau, state.spectrum.values)
+        logs = lambda v, p: 0.5 * jnp.log(p) - 0.5 * p * v**2 - 0.5 * jnp.log(2 * jnp.pi)
+        inside = tree_sum(jax.tree.map(logs, turned, precision))
+        value = inside - tree_sum(jax.tree.map(jnp.log, prior.scale(params)))
+        return jnp.where(jnp.isfinite(state.log_evidence), value, jnp.nan)
+
     centre = (lambda state: state.params) if predictive == "linearised" else None
-    return Algorithm(init, step, sample, linearise_at=centre)
+    # Of "last_layer" the other weights do not vary: there is no density over all.
+    density = None if form == "last_layer" else log_prob
+    return Algorithm(init, step, sample, linearise_at=centre, log_prob=density)

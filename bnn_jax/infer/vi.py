@@ -55,4 +55,9 @@ def build(
         phi = optax.apply_updates(state.phi, updates)
         return VIState(phi, opt_state, state.t + 1), {**info, "beta": weight}
 
-    return Algorithm(init, step, sample=lambda key, state: posterior.sample(key, state.phi))
+    return Algorithm(
+        init,
+        step,
+        sample=lambda key, state: posterior.sample(key, state.phi),
+        log_prob=lambda state, params: posterior.log_prob(state.phi, params),
+    )

@@ -96,7 +96,7 @@ def thermodynamic(
     def target(params: Params, t: Batch) -> jax.Array:
         return prior.log_prob(params) + t.x * log_likelihood(params)
 
-    def algorithm(length):
+    def algorithm(length):  # `infer.hmc` but for the length, which is traced; t travels as the batch
         settings = (num_warmup, step_size, TARGET_ACCEPT_PROB)
         return hamiltonian.build("HMC", target, prior.scale, *settings, trajectory_length=length)
 

@@ -170,7 +170,7 @@ def save(
     kept = experiment.reopen(run)
     weights, trace = draws.load(run, kept.params, config.num_draws // config.block_size)
     mean, variance = predicted
-    diagnosed = diagnostics.summary(draws.flatten(weights), mean, trace)
+    diagnosed = diagnostics.summary(draws.flatten(weights), mean, trace, thin=config.thin)
     if set(diagnosed["status"]) != {"ok"}:
         raise UserError(f"{run}: chains are {', '.join(diagnosed['status'])}: no reference to keep")
     symmetry = alignment.symmetries(kept.model.module, found.x_train.shape[1:])

@@ -258,7 +258,7 @@ def judge(
         sound = np.ones(len(flat), bool)
         block[name] = 1
         if fit.trace:
-            diagnosed[name] = diagnostics.summary(flat, given[0], fit.trace)
+            diagnosed[name] = diagnostics.summary(flat, given[0], fit.trace, thin=config.thin)
             sound = np.equal(diagnosed[name]["status"], "ok")
             ess = diagnosed[name]["ess_function_median"]
             block[name] = compare.block_length(flat.shape[1], int(sound.sum()), ess)

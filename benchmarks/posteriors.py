@@ -1,0 +1,365 @@
+"""Every method on the same small problems: how far each is from HMC, and what it costs.
+
+    python benchmarks/posteriors.py                     everything; what is there already is kept
+    python benchmarks/posteriors.py --problems digits   one problem
+    python benchmarks/posteriors.py --quick             short runs into runs/, to see that it works
+    python benchmarks/posteriors.py --table             only write tables and pictures again
+
+Problems are those of `bnn_jax.reference`: their data, network, prior and likelihood are the reference's, and
+only method and training change. A row is scored against the stored draws of HMC; its interval counts test
+points and draws, and is widened to the range over seeds. Cost is told in seconds and in gradients: passes
+over the training data, forwards and backwards, with those that found the start of a chain.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from bnn_jax import (
+    cli,
+    compare,
+    diagnostics,
+    draws,
+    experiment,
+    objectives,
+    predict,
+    psis,
+    reference,
+    runs,
+    settings,
+    style,
+    trained,
+)
+from bnn_jax.commands import train
+from bnn_jax.report import cost, study_page
+from bnn_jax.settings import Config
+from bnn_jax.types import Batch, UserError
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "posteriors.json"
+PAGE = ROOT / "docs" / "posteriors.md"
+SEEDS = (0, 1)
+DRAWS = 200  # of a method whose last state is a distribution
+PARTICLES = 10  # of SVGD
+_CHAIN = dict(num_chains=2, block_size=20)
+_NOISY = dict(num_warmup=400, num_draws=200, thin=20, **_CHAIN)  # minibatches
+METHODS: dict[str, dict[str, Any]] = {
+    "MAP": dict(method="map"),
+    "deep ensemble (5)": dict(method="map", members=5),
+    "MC dropout": dict(method="dropout(rate=0.1)"),
+    "SWAG, diagonal": dict(method="swag(rank=0)"),
+    "SWAG": dict(method="swag"),
+    "ensemble of SWAG (5)": dict(method="swag", members=5),
+    "Laplace, last layer": dict(method="laplace(form='last_layer')"),
+    "Laplace, diagonal": dict(method="laplace(form='diagonal')"),
+    "Laplace, Kronecker": dict(method="laplace"),
+    "Laplace, Kronecker, sampled": dict(method="laplace(predictive='sampled')"),
+    "VI, mean field": dict(method="vi"),
+    "mixture of VI (5)": dict(method="vi", members=5),
+    "VI, low rank": dict(method="vi", posterior="low_rank", estimator="sampling"),
+    "VI, Kronecker": dict(method="vi", posterior="kronecker", estimator="sampling"),
+    "IVON": dict(method="ivon"),
+    "rank-1": dict(method="rank_one"),
+    "SVGD (10)": dict(method=f"svgd(num_particles={PARTICLES})"),
+    "SGLD": dict(method="sgld", **_NOISY),
+    "pSGLD": dict(method="psgld", **_NOISY),
+    "SGHMC": dict(method="sghmc", **_NOISY),
+    "cyclical SGHMC": dict(method="sghmc(cycle=200)", **_NOISY | dict(thin=200, num_draws=20)),
+    "MCLMC": dict(method="mclmc", **_NOISY),
+    "MCLMC, adjusted": dict(method="mclmc_adjusted", num_warmup=60, num_draws=100, **_CHAIN),
+    "HMC, short": dict(method="hmc", num_warmup=60, num_draws=100, **_CHAIN),
+    "NUTS, short": dict(method="nuts", num_warmup=60, num_draws=40, max_tree_depth=6, **_CHAIN),
+}
+VARIATIONAL = ("vi", "ivon", "rank_one")  # take longer to their optimum than the mode does
+# problem -> settings of all methods there, and of the variational ones.
+TRAINING = {
+    "digits": (dict(steps=1500, learning_rate=1e-2), dict(steps=5000, learning_rate=5e-3)),
+    "pneumonia": (dict(steps=1000, learning_rate=3e-3), dict(steps=4000, learning_rate=3e-3)),
+    "mnist160": (dict(steps=500, learning_rate=3e-3), dict(steps=4000, learning_rate=3e-3)),
+    "boston": (dict(steps=3000, learning_rate=1e-2), dict(steps=10000, learning_rate=1e-2)),
+    "concrete": (dict(steps=3000, learning_rate=1e-2), dict(steps=10000, learning_rate=1e-2)),
+    "yacht": (dict(steps=3000, learning_rate=1e-2), dict(steps=10000, learning_rate=1e-2)),
+}
+QUICK = dict(steps=200, num_warmup=20, num_draws=20, thin=1, block_size=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    quick: bool = False  # short runs, into runs/quick/posteriors; what is committed stays
+    problems: tuple[str, ...] = ()  # of those with a reference; default all
+    methods: tuple[str, ...] = ()  # labels; default all
+    out: Path | None = None  # where run folders go; default runs/posteriors, or runs/quick/posteriors
+    data_dir: Path | None = None  # folder with raw data; default: the environment variable BNN_JAX_DATA
+    references: Path = reference.FOLDER  # where the reference posteriors are
+    table: bool = False  # only write tables and pictures again
+
+
+def main(options: Options) -> None:
+    """Run what is missing, score it, write results, tables and pictures."""
+    console = Console()
+    where = options.out or Path("runs") / ("quick/posteriors" if options.quick else "posteriors")
+    results = where / "posteriors.json" if options.quick else RESULTS
+    known = reference.names(options.references)
+    for given, choices in ((options.problems, known), (options.methods, METHODS)):
+        if unknown := ", ".join(sorted(set(given) - set(choices))):
+            raise UserError(f"no {unknown} here: choose from {', '.join(choices)}")
+    if not options.table:
+        for name in options.problems or known:
+            target = reference.load(name, options.references)
+            _, found = reference.problem(target, options.data_dir)
+            for label in options.methods or METHODS:
+                for seed in SEEDS[:1] if options.quick else SEEDS:
+                    config = configured(target, label, seed, options.quick)
+                    place = where / name / content_name(label, config)
+                    row = place / "row.json"
+                    if not row.exists():
+                        console.rule(f"{name}, {label}, seed {seed}")
+                        train.main(dataclasses.replace(config, out=place), found)
+                        runs.write_json(row, judged(target, place, found, label, seed))
+                        jax.clear_caches()  # of compiled programs that no later run can use
+        collect(where, results)
+    record = runs.read_json(results)
+    if record is None:
+        raise UserError("no results yet: run without --table")
+    write(record, results.with_suffix(".md") if options.quick else PAGE, options.references)
+
+
+def configured(target: reference.Reference, label: str, seed: int, quick: bool) -> Config:
+    """The settings of a run: the problem's data and model, the method's training."""
+    method = METHODS[label]
+    common, variational = TRAINING.get(target.name, ({}, {}))
+    name = method["method"].partition("(")[0]
+    chosen = common | (variational if name in VARIATIONAL else {})
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    own = ("num_chains", "num_warmup", "num_draws", "thin", "block_size", "method")
+    plain = {name: defaults[name] for name in own} | chosen | dict(seed=seed, data_dir=None) | method
+    if name == "vi":
+        plain["beta_warmup"] = plain["steps"] // 10
+    if quick:
+        plain |= QUICK
+    return dataclasses.replace(reference.config(target), **plain)
+
+
+def content_name(label: str, config: Config) -> str:
+    """A folder's name that says what is run and changes with any setting."""
+    text = json.dumps(runs.as_config(config, leave_out=("out", "data_dir")), sort_keys=True)
+    slug = "".join(c if c.isalnum() else "-" for c in label.lower()).strip("-")
+    return f"{slug}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def judged(target: reference.Reference, place: Path, found: Any, label: str, seed: int) -> dict[str, Any]:
+    """The row of a finished run: scores and distances, convergence, seconds and gradients."""
+    config = experiment.reopen(place).config
+    spent = ("outcome.json", "progress.json", "map/outcome.json")
+    seconds = sum((runs.read_json(place / file) or {"seconds": 0.0})["seconds"] for file in spent)
+    row = {"method": label, "seed": seed, "seconds": seconds, "environment": runs.environment()}
+    try:
+        run = trained.load(place)
+    except UserError as error:  # no sound chain: that is the result
+        return row | {"note": str(error).partition(": ")[2]}
+    number = run.num_draws or DRAWS
+    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
+    mean, noise = mixture(run.source, found.x_test, number)
+    if not found.num_classes:
+        shift, scale = found.scaling.target_shift, found.scaling.target_scale
+        mean, noise = np.float64(mean) * scale + shift, np.float64(noise) * scale**2
+    block = 1
+    if run.chains is not None:
+        mean, noise = mean[run.chains], noise[run.chains]
+        values = diagnostics.function_values(mean) if found.num_classes else mean
+        row |= diagnostics.function_summary(values)
+        block = compare.block_length(values.shape[1], len(values), row["ess_function_median"])
+    scored = reference.score(target, mean, None if found.num_classes else noise, block=block)
+    scored = {name: value for name, value in scored.items() if name not in ("floor", "hmc")}
+    if run.chains is None and config.members == 1:
+        row |= importance(place, run, found)
+    return row | scored | {"num_draws": number, "passes": passes(place, config, found)}
+
+
+def importance(place: Path, run: trained.Trained, found: Any) -> dict[str, float]:
+    """`k_hat` of a method whose draws have a density; nothing of others."""
+    kept = experiment.reopen(place)
+    if kept.algorithm.log_prob is None:
+        return {}
+    target = objectives.log_joint(
+        kept.model.apply, kept.model.prior, kept.model.likelihood, len(found.x_train)
+    )
+    key, state = run.source
+    batch = Batch(jnp.asarray(found.x_train), jnp.asarray(found.y_train))
+
+    def log_ratio(i):
+        params = kept.algorithm.sample(jax.random.fold_in(key, i), state)
+        return target(params, batch) - kept.algorithm.log_prob(state, params)
+
+    ratios = np.asarray(jax.jit(lambda i: jax.lax.map(log_ratio, i))(jnp.arange(DRAWS)))
+    shape = psis.smooth(ratios).k
+    return {"k_hat": shape if np.isfinite(shape) else None}
+
+
+def passes(place: Path, config: Config, found: Any) -> float:
+    """Gradients in passes over the training data. The warm-up of a chain is counted at the mean number of
+    leapfrogs of its draws."""
+    count, outputs = len(found.x_train), found.num_classes or 2
+    name = config.method.partition("(")[0]
+    share = config.batch_size / count
+    climbed = settings.num_steps(config, count) * share
+    kept = experiment.reopen(place)
+    if not kept.algorithm.chain:
+        samples = config.num_samples if name in VARIATIONAL else 1
+        extra = outputs if name == "laplace" else 0
+        particles = PARTICLES if name == "svgd" else 1
+        return config.members * (climbed * samples * particles + extra)
+    _, trace = draws.load(place, kept.params, config.num_draws // config.block_size)
+    leapfrogs = float(np.mean(trace.get("num_steps", 1)))
+    each = {
+        "hmc": leapfrogs + 1,
+        "nuts": leapfrogs + 1,
+        "mclmc": 3,
+        "mclmc_adjusted": 2 * leapfrogs + 1,
+        "hmcecs": (leapfrogs + 1) * share,
+    }.get(name, share)
+    steps = config.num_warmup + config.num_draws * config.thin
+    return config.num_chains * (climbed + steps * each)
+
+
+def collect(where: Path, results: Path) -> None:
+    """All rows below `where`, problem by problem, into one JSON; what is there of other problems stays."""
+    record = runs.read_json(results) or {}
+    for folder in sorted(path for path in where.iterdir() if path.is_dir()):
+        rows = [runs.read_json(path) for path in sorted(folder.glob("*/row.json"))]
+        if rows:
+            record[folder.name] = rows
+    results.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(results, record)
+
+
+def write(record: Mapping[str, Any], page: Path, references: Path) -> None:
+    """The page: of every problem a table sorted by distance to HMC, and distance against cost."""
+    pictures = page.parent / "images"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines = [TEXT.strip(), ""]
+    for name, rows in record.items():
+        target = reference.load(name, references)
+        own = reference.score(target, target.mean, target.variance, replicates=2)
+        lines += [f"## {name}", "", told(target, own["floor"]), "", *table(rows, own), ""]
+        points = [cost.Point(*point) for point in of_seeds(rows)]
+        figure = cost.against_distance(
+            points,
+            own["floor"]["total_variation"],
+            "total variation to HMC (mean over test points)",
+            f"{name}: distance to HMC against cost",
+        )
+        style.save(figure, pictures / f"posteriors_{name}.png")
+        lines += [f"![{name}: distance to HMC against cost](images/posteriors_{name}.png)", ""]
+    places = dict.fromkeys(study_page.place(row["environment"]) for rows in record.values() for row in rows)
+    lines += [f"Seconds: wall time beside other work on {'; '.join(places)}.", ""]
+    page.write_text("\n".join(lines))
+
+
+TEXT = """
+# How far each posterior is from HMC's, and at what price
+
+The same network, prior, likelihood and data under every method, scored against stored draws of long HMC runs
+([reference posteriors](comparison.md#reference-posteriors)). Tables are sorted by the total variation
+between predictive means; "floors" is that distance in units of what two chains of HMC differ by, the least
+that any method could show. The number after ± is the half width of the 95 % interval over test points and
+draws, or half the range over seeds where that is more. Passes: gradients in passes over the training data,
+for chains with those that found their starts. k-hat: shape of the importance ratios' tail, of methods with a
+density ([what it means](comparison.md#evidence-and-importance)).
+
+Everything on this page by `python benchmarks/posteriors.py`; what each method is: [methods](methods.md).
+"""
+TITLES = {
+    "in_floors": "floors ↓",
+    "total_variation": "total variation ↓",
+    "agreement": "agreement ↑",
+    "w2": "W2 of draws ↓",
+    "entropy_gap": "entropy gap → 0",
+    "accuracy": "accuracy ↑",
+    "rmse": "RMSE ↓",
+    "nll": "NLL ↓",
+    "coverage_90": "90 % intervals hold",
+    "k_hat": "k-hat",
+    "rhat_function_median": "R-hat",
+    "passes": "passes",
+    "seconds": "seconds",
+}
+SHORT = {"in_floors": 1, "passes": 0, "seconds": 0, "k_hat": 1}  # digits; 3 for the others
+
+
+def told(target: reference.Reference, floor: Mapping[str, float]) -> str:
+    """A sentence on the problem and what its reference is worth."""
+    of_data, diagnosed, config = (target.info[key] for key in ("data", "diagnostics", "config"))
+    sentences = (
+        "{description}: N = {num_train:,}, {num_test:,} test points; {net}, prior {prior}.",
+        "HMC: {num_chains} chains of {num_draws:,} draws, R-hat of function values",
+        "{rhat_function_median:.3f} (median) and {rhat_function_q95:.3f} (95 %), effective draws",
+        "{ess_function_median:.0f} (median).",
+        "Floor: total variation {total_variation:.4f}, W2 {w2:.4f}.",
+    )
+    return " ".join(sentences).format(**of_data, **{**config, **diagnosed, **floor})
+
+
+def of_seeds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, tuple[float, float]]]:
+    """Method, passes, total variation and its interval, means over seeds; only methods with a score."""
+    found = []
+    for label, own in grouped(rows).items():
+        if scored := [row for row in own if "total_variation" in row]:
+            mean, half = summary(scored, "total_variation")
+            found.append((label, summary(scored, "passes")[0], mean, (max(mean - half, 0.0), mean + half)))
+    return found
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by method, in the order of `METHODS`."""
+    labels = [label for label in METHODS if any(row["method"] == label for row in rows)]
+    return {label: [row for row in rows if row["method"] == label] for label in labels}
+
+
+def summary(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:
+    """Mean over seeds and half width, None where no row has the key."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if not values:
+        return None
+    ends = [row[f"{key}_interval"] for row in rows if f"{key}_interval" in row]
+    halves = [max(high - row[key], row[key] - low) for (low, high), row in zip(ends, rows, strict=False)]
+    return float(np.mean(values)), max([*halves, (max(values) - min(values)) / 2])
+
+
+def table(rows: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> list[str]:
+    """Lines of a Markdown table, sorted by distance, HMC itself with its floor last."""
+    keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
+    methods = {label: {key: summary(group, key) for key in keys} for label, group in grouped(rows).items()}
+    notes = {label: group[0].get("note", "") for label, group in grouped(rows).items()}
+    distance = lambda label: (methods[label].get("total_variation") or (np.inf,))[0]
+    lines = [f"| method | {' | '.join(TITLES[key] for key in keys)} |", f"| --- |{' ---: |' * len(keys)}"]
+    for label in sorted(methods, key=distance):
+        cells = [shown(key, methods[label][key]) for key in keys]
+        title = f"{label} ({notes[label]})" if notes[label] else label
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    hmc = {**own["hmc"], **own["floor"], "in_floors": 1.0}
+    cells = [shown(key, (hmc[key], 0.0) if hmc.get(key) is not None else None) for key in keys]
+    return [*lines, f"| **HMC, the reference** | {' | '.join(cells)} |"]
+
+
+def shown(key: str, value: tuple[float, float] | None) -> str:
+    """A cell."""
+    if value is None:
+        return "-"
+    digits = SHORT.get(key, 3)
+    mean, half = value
+    plain = f"{mean:,.{digits}f}"
+    return plain if key in SHORT or not half else f"{plain} ± {half:.{digits}f}"
+
+
+if __name__ == "__main__":
+    chains = lambda method: method.get("num_chains", 1)
+    cli.run(main, Options, __doc__, cpu_devices=lambda options: max(map(chains, METHODS.values())))

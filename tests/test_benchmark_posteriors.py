@@ -1,0 +1,114 @@
+"""benchmarks/posteriors.py: settings that every method takes, tables that sort and count right."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from problems import load_script
+
+from bnn_jax import parts, reference
+from bnn_jax.report import cost
+from bnn_jax.settings import Config
+from bnn_jax.types import UserError
+
+posteriors = load_script("posteriors", "benchmarks")
+references = load_script("references", "benchmarks")
+
+
+def target(name):
+    """A reference without draws."""
+    config = {f.name: getattr(references.PROBLEMS[name], f.name) for f in dataclasses.fields(Config)}
+    return reference.Reference(name, {"config": config}, None, None, None, {}, {})
+
+
+def test_every_method_is_there():
+    """What can be found by name is compared, but for subsampled HMC, which takes few weights only."""
+    plain = {method["method"].partition("(")[0] for method in posteriors.METHODS.values()}
+    assert plain == set(parts.names("method")) - {"hmcecs"}
+    for method in posteriors.METHODS.values():
+        parts.find("method", method["method"])  # or an argument that it does not have
+    assert set(posteriors.TRAINING) == set(references.PROBLEMS)
+
+
+@pytest.mark.parametrize("name", references.PROBLEMS)
+def test_only_method_and_training_change(name):
+    problem = references.PROBLEMS[name]
+    seen = set()
+    for label in posteriors.METHODS:
+        config = posteriors.configured(target(name), label, 1, quick=False)
+        for field in ("dataset", "path", "net", "prior", "limit", "fold", "noise", "batch_size"):
+            assert getattr(config, field) == getattr(problem, field)
+        assert config.seed == 1
+        seen.add(posteriors.content_name(label, config))
+        short = posteriors.configured(target(name), label, 0, quick=True)
+        assert short.steps == posteriors.QUICK["steps"]
+        assert posteriors.content_name(label, short) not in seen
+    assert len(seen) == len(posteriors.METHODS)
+
+
+ROWS = [
+    {
+        "method": "MAP",
+        "seed": 0,
+        "total_variation": 0.3,
+        "total_variation_interval": [0.2, 0.35],
+        "passes": 10.0,
+    },
+    {
+        "method": "MAP",
+        "seed": 1,
+        "total_variation": 0.5,
+        "total_variation_interval": [0.4, 0.55],
+        "passes": 12.0,
+    },
+    {
+        "method": "SGLD",
+        "seed": 0,
+        "total_variation": 0.1,
+        "total_variation_interval": [0.07, 0.12],
+        "passes": 50.0,
+    },
+    {"method": "MCLMC", "seed": 0, "note": "all 2 chains are unsound"},
+]
+
+
+def test_means_over_seeds_and_the_wider_of_two_spreads():
+    assert posteriors.summary(ROWS[:2], "total_variation") == pytest.approx((0.4, 0.1))
+    assert posteriors.summary(ROWS[2:3], "total_variation") == pytest.approx((0.1, 0.03))
+    assert posteriors.summary(ROWS, "k_hat") is None
+    assert list(posteriors.grouped(ROWS)) == ["MAP", "SGLD", "MCLMC"]
+    (name, passes, mean, interval), second = posteriors.of_seeds(ROWS)
+    assert (name, second[0]) == ("MAP", "SGLD")
+    np.testing.assert_allclose([passes, mean, *interval], [11, 0.4, 0.3, 0.5])
+
+
+def test_the_table_is_sorted_by_distance():
+    own = {"hmc": {"nll": 0.1}, "floor": {"total_variation": 0.02}}
+    assert posteriors.table(ROWS, own) == [
+        "| method | total variation ↓ | passes |",
+        "| --- | ---: | ---: |",
+        "| SGLD | 0.100 ± 0.030 | 50 |",
+        "| MAP | 0.400 ± 0.100 | 11 |",
+        "| MCLMC (all 2 chains are unsound) | - | - |",
+        "| **HMC, the reference** | 0.020 | - |",
+    ]
+
+
+def test_distance_against_cost_is_drawn():
+    points = [cost.Point(*point) for point in posteriors.of_seeds(ROWS)]
+    figure = cost.against_distance(points, 0.02, "total variation", "digits")
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["noise floor (HMC against HMC)", "1 SGLD", "2 MAP"]
+    assert axes.get_ylim()[0] < 0.02
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(UserError, match="no gibbs here: choose from MAP, deep ensemble"):
+        posteriors.main(posteriors.Options(methods=("gibbs",), references=tmp_path))
+    with pytest.raises(UserError, match="no mars here: choose from"):
+        posteriors.main(posteriors.Options(problems=("mars",), references=tmp_path))
+    with pytest.raises(UserError, match="no problem mars: choose from digits"):
+        references.main(references.Options(only=("mars",)))

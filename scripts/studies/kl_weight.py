@@ -5,6 +5,15 @@ four orientations, both noisy. The objective is E_q log p(D | w) - beta KL(q || 
 the posterior's width is left to the data, which want it to be 0) to 10; beta = 1 is the ELBO. The mean
 standard deviation of every layer's posterior is recorded after every epoch. Beside VI stand the network of
 maximum posterior density (MAP) and HMC, which samples the posterior that beta = 1 approximates.
+
+What the posterior adds here, and what not: HMC is more accurate than MAP on both data sets and has the lowest
+NLL, so the posterior itself is worth having. Mean-field VI gets no part of that at beta = 1: its weights are
+independent, so it widens them until the network is less sure than it is right. A KL weight below 1, a cold
+posterior, hides the fault of the family, with NLL and ECE better than at 1 and in two dimensions better
+than MAP's; above 1 the data lose, at 10 in two dimensions completely. Without the KL the widths shrink below
+where they started, in every layer and epoch. The convolution that sees most weights for its data ends widest
+relative to the prior, and after 60 epochs its width still grows: reports of posterior widths need the
+number of epochs beside them. Two chains of HMC have not met in two dimensions (R-hat).
 """
 
 from collections.abc import Mapping, Sequence

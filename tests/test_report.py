@@ -137,6 +137,17 @@ def test_tables_of_a_regression():
     assert note.startswith("Floor, hmc chain against chain: total variation 0.020. Total variation in units")
 
 
+def test_weights_layer_by_layer_exactly():
+    row = {"mean_difference": 1.0, "std_ratio": 0.5, "wasserstein": 0.1, "wasserstein_in_std": 1.2}
+    found = {"methods": {"vi": {"a": row}, "map": {"a": row | {"std_ratio": None}}}, "floor": {"a": row}}
+    assert tables.weights({**RESULTS, "weights": found})[1:] == [
+        ["a", "vi", "1.000", "0.500", "1.200"],
+        ["a", "map", "1.000", "-", "1.200"],
+        ["a", "floor hmc", "1.000", "0.500", "1.200"],
+    ]
+    assert len(tables.weights({**RESULTS, "weights": found | {"floor": {}}})) == 3
+
+
 def test_notes_exactly():
     assert tables.notes({**RESULTS, "interval": "90 % interval over test points"}) == [
         "hmc: chain 2 frozen, left out.",

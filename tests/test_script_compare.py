@@ -64,6 +64,20 @@ def test_a_run_writes_what_it_promises(finished):
         *("acceptance", "step_size", "num_steps", "divergences", "moved"),
     ):
         assert diagnosed[name] is not None, name
+    assert all(np.isfinite(value) and value > 0 for value in diagnosed["ebfmi"])
+    layers = {
+        "Conv_0/bias",
+        "Conv_0/kernel",
+        "Conv_1/bias",
+        "Conv_1/kernel",
+        "Dense_0/bias",
+        "Dense_0/kernel",
+    }
+    assert set(results["weights"]["methods"]) == {"map", "vi"}
+    for found in (results["weights"]["methods"]["vi"], results["weights"]["floor"]):
+        assert set(found) == layers
+        assert all(row["wasserstein"] > 0 and row["std_ratio"] > 0 for row in found.values())
+    assert set(results["weights"]["mixing"]["aligned"]) == layers
     assert results["environment"]["num_devices"] == 2  # one a chain
     assert results["config"]["seed"] == 0
     assert results["data"]["num_train"] == 1297

@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 
 from bnn_jax import (
+    alignment,
     chains,
     compare,
     data,
@@ -37,6 +38,7 @@ from bnn_jax import (
     runs,
     training,
     trees,
+    weight_space,
 )
 from bnn_jax.report import comparison, tables
 from bnn_jax.report.progress import track
@@ -309,12 +311,46 @@ def judge(
         "diagnostics": diagnosed,
         "interval": "95 % bootstrap interval over test points and draws",
     }
+    weights, results["weights"] = in_weight_space(setup, found, weights, reference)
     named = {
         name: dict(zip(trees.leaf_names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
         for name, tree in weights.items()
     }
     images = data.to_images(found.x_test, found.scaling) if found.num_classes else None
     return results, comparison.Evidence(given.targets, images, given.values, named, found.num_classes)
+
+
+def in_weight_space(
+    setup: Setup, found: Dataset, weights: dict[str, Params], reference: str | None
+) -> tuple[dict[str, Params], dict[str, Any]]:
+    """All draws (C, D, ...) aligned to the reference's, and layer by layer how far each method is from it.
+
+    Returns:
+        the draws as they are, and why, where they cannot be aligned.
+    """
+    if reference is None:
+        return weights, {"note": "no reference to align to"}
+    try:
+        symmetry = alignment.symmetries(setup.model.module, found.x_train.shape[1:])
+    except UserError as error:
+        return weights, {"note": f"weights are not aligned: {error}"}
+    centre, own = alignment.procrustes_mean(symmetry, weights[reference])
+    aligned = {
+        name: own if name == reference else alignment.align(symmetry, tree, centre)
+        for name, tree in weights.items()
+    }
+    pool = lambda tree: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+    several = len(jax.tree.leaves(own)[0]) > 1
+    return aligned, {
+        "methods": {
+            name: weight_space.by_layer(pool(tree), pool(own))
+            for name, tree in aligned.items()
+            if name != reference
+        },
+        "floor": weight_space.floor(weight_space.by_layer, own) if several else {},
+        "mixing": {"as_drawn": weight_space.mixing(weights[reference]), "aligned": weight_space.mixing(own)},
+        "note": "",
+    }
 
 
 def in_own_unit(

@@ -53,6 +53,16 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
             style.save(figure, out / f"{name}.png")
         shown = [(caption, (out / f"{name}.png").read_bytes()) for name, caption, _ in figures]
         sections.append(html.Section(heading, text, shown))
+    if results["weights"].get("methods"):
+        sections.append(
+            html.Section(
+                "Weights, layer by layer",
+                "After alignment: how far the means are apart, root mean square over the weights of a layer "
+                "in standard deviations of the reference, the median ratio of standard deviations, and the W2 "
+                "distance of single weights. Weights that hardly matter may differ at no cost.",
+                table=tables.weights(results),
+            )
+        )
     if results["diagnostics"]:
         sections.append(
             html.Section(
@@ -90,7 +100,8 @@ def _pictures(results, evidence):
     if pair and several(other):
         yield (
             "Weights",
-            "Weights may be permuted between hidden units from chain to chain, so compare widths with care.",
+            results["weights"]["note"]
+            or "All draws with their hidden units in the order of the reference's.",
             [
                 (
                     "weight_std",

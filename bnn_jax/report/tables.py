@@ -54,6 +54,19 @@ def distances(results: Mapping[str, Any]) -> list[list[str]]:
     return [["method", *columns.values()], *(_row(results, name, columns) for name in results["methods"])]
 
 
+def weights(results: Mapping[str, Any]) -> list[list[str]]:
+    """One row a layer and method: means and widths of the weights beside the reference's, and the floor."""
+    record = results["weights"]
+    rows_ = [["layer", "method", "means apart, in std ↓", "ratio of std → 1", "W2, in std ↓"]]
+    keys = ("mean_difference", "std_ratio", "wasserstein_in_std")
+    named = {**record["methods"], f"floor {results['reference']}": record["floor"]}
+    for layer in next(iter(record["methods"].values()), {}):
+        for name, layers in named.items():
+            if layers:
+                rows_.append([layer, name, *(_value(layers[layer], key) for key in keys)])
+    return rows_
+
+
 def chains(results: Mapping[str, Any]) -> list[list[str]]:
     """One row a chain of every method with diagnostics, a column for each value known by chain."""
     titles = {"status": "status", "acceptance": "acceptance", "step_size": "step size"}

@@ -58,7 +58,7 @@ def write(out: Path, results: Mapping[str, Any], evidence: Evidence) -> None:
             html.Section(
                 "Weights, layer by layer",
                 "After alignment: how far the means are apart, root mean square over the weights of a layer "
-                "in standard deviations of the reference, the median ratio of standard deviations, and the W2 "
+                "in standard deviations of the reference, the median ratio of these deviations, and the W2 "
                 "distance of single weights. Weights that hardly matter may differ at no cost.",
                 table=tables.weights(results),
             )

@@ -80,6 +80,8 @@ def build(method: str, estimator="sampling", strategy=None, num_warmup=0) -> Alg
         number=3,
         rank=2,
     )
+    if method == "laplace":  # chains take all data, unless they are told a batch size
+        offered["batch_size"] = N // 2
     return parts.call(parts.find("method", method), offered)
 
 
@@ -110,8 +112,14 @@ def test_fit_on_eight_devices_equals_one(method, estimator, shape):
     mesh = sharding.make_mesh(*shape)
     strategy = sharding.over_samples(mesh) if shape[0] > 1 else "vmap"
     state, history = fit(method, estimator, mesh, strategy)
-    close((state, history), fit_on_one_device(method, estimator), 1e-5)
+    state_on_one, history_on_one = fit_on_one_device(method, estimator)
+    close((comparable(state), history), (comparable(state_on_one), history_on_one), 1e-5)
     assert len(jax.tree.leaves(state)[0].devices()) == 8
+
+
+def comparable(state):
+    """Without eigenvectors, which rounding turns where eigenvalues are equal."""
+    return state._replace(spectrum=state.spectrum.values) if hasattr(state, "spectrum") else state
 
 
 def test_samples_spread_over_devices():

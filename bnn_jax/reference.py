@@ -7,7 +7,7 @@ without HMC being run again, as posteriordb does for models of Stan:
 
     reference.score(reference.load("digits"), probs)
 
-`benchmarks/references.py` makes the files in `bnn_jax/references`. What is approximated is what thinning
+`benchmarks/make_references.py` makes the files in `bnn_jax/references`. What is approximated is what thinning
 leaves out, part of the noise floor that is told with every score. C chains, D draws, T test points,
 K classes.
 """

@@ -57,6 +57,15 @@ class Study(NamedTuple):
     def name(self) -> str:
         return self.script.stem
 
+    @property
+    def root(self) -> Path:
+        """The repository: the folder that scripts and docs are in."""
+        return next(p for p in self.script.resolve().parents if (p / "pyproject.toml").exists())
+
+    @property
+    def command(self) -> str:
+        return f"python {self.script.resolve().relative_to(self.root)}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -71,7 +80,7 @@ class Options:
 
 def run(study: Study) -> None:
     """The script of a study: parse the command line, do what is missing, exit."""
-    usage = f"    python scripts/studies/{study.name}.py [--quick]"
+    usage = f"    {study.command} [--quick]"
     text = study.text.strip()
     chains = [config for configs in study.runs.values() for config in configs]
     cli.run(
@@ -88,7 +97,7 @@ def main(study: Study, options: Options) -> None:
     where = folder(study, options)
     page, results = where / f"{study.name}.md", where / RESULTS
     if not options.quick:
-        docs = study.script.resolve().parents[2] / "docs"
+        docs = study.root / "docs"
         page, results = docs / "studies" / f"{study.name}.md", docs / "results" / f"{study.name}.json"
     plan = planned(study, options.quick)
     if not options.table:

@@ -12,7 +12,7 @@ from bnn_jax.settings import Config
 from bnn_jax.types import UserError
 
 posteriors = load_script("posteriors", "benchmarks")
-references = load_script("references", "benchmarks")
+references = load_script("make_references", "benchmarks")
 
 
 def target(name):

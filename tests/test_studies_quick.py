@@ -11,7 +11,9 @@ from problems import load_script
 
 from bnn_jax import data, study
 
-NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "scripts" / "studies").glob("*.py"))
+FOLDERS = {path.stem: "scripts/studies" for path in Path(__file__).parent.parent.glob("scripts/studies/*.py")}
+FOLDERS["uci"] = "benchmarks"
+NAMES = sorted(FOLDERS)
 GENERATED = ("kl_weight",)  # needs no files
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 def test_a_study_runs_with_quick_and_continues_where_it_was(name, tmp_path, capsys):
     if name not in GENERATED and data.DATA_DIR not in os.environ:
         pytest.skip(f"raw data: set {data.DATA_DIR} to their folder")
-    found = load_script(name, "scripts/studies").STUDY
+    found = load_script(name, FOLDERS[name]).STUDY
     options = study.Options(quick=True, out=tmp_path)
     study.main(found, options)
     page = tmp_path / name / f"{name}.md"

@@ -124,7 +124,7 @@ def result(nll, num_draws=100, **changed):
 def made(**changed):
     """A study as its script would be."""
     given = study.Study(
-        script=Path("scripts/studies/toys.py"),
+        script=Path(__file__).parent.parent / "scripts" / "studies" / "toys.py",
         text="Toys: two methods.\n\nOn toys. Nothing else.\n",
         runs={"MAP": [experiment.Config(method="map")], "VI, 2": [experiment.Config(seed=1)]},
         columns=("nll", "coverage_95", "seconds"),

@@ -59,7 +59,7 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
         "",
         *(referral(record) if study.referral else []),
         *sections,
-        f"Everything on this page by `python scripts/studies/{study.name}.py`; single runs by",
+        f"Everything on this page by `{study.command}`; single runs by",
         "",
         "```text",
         *(entry["command"] for entry in record["methods"].values()),

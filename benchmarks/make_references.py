@@ -1,8 +1,8 @@
 """Make the reference posteriors of `bnn_jax/references`: long runs of HMC on small problems.
 
-    python benchmarks/references.py                   all of them, hours; a run that was stopped goes on
-    python benchmarks/references.py --only digits     one
-    python benchmarks/references.py --quick           everything short, into runs/, to see that it works
+    python benchmarks/make_references.py                   all of them, hours; a run that was stopped goes on
+    python benchmarks/make_references.py --only digits     one
+    python benchmarks/make_references.py --quick           everything short, into runs/, to see that it works
 
 Each problem is a configuration of scripts/train.py whose chains start at MAP solutions of their own. What the
 chains predict for the test points and the moments of their weights are kept, with R-hat and effective sample

@@ -83,7 +83,7 @@ def unadjusted(
         noise = normal_like(key, z)
         norm = jnp.sqrt(tree_sum(jax.tree.map(jnp.square, noise)))
         velocity = jax.tree.map(lambda e: (e / norm).astype(e.dtype), noise)
-        averaging = Averaging(jnp.zeros(()), jnp.zeros(()), jnp.full((), jnp.inf))
+        averaging = Averaging(jnp.zeros(()), jnp.zeros(()), jnp.full((), jnp.inf, jnp.float32))
         return UnadjustedState(z, velocity, *_started(step_size, averaging))
 
     def step(key: Key, state: UnadjustedState, batch: Batch) -> tuple[UnadjustedState, Info]:

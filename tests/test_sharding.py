@@ -141,7 +141,8 @@ def test_batches_must_split():
 def collect(method, mesh):
     blocks = chains.collect(
         jax.random.key(3),
-        build(method, num_warmup=2),
+        # The step size of mclmc follows the energy's error in a step, here not far above rounding.
+        build(method, num_warmup=0 if method == "mclmc" else 2),
         random_like(SHAPES, 4, (CHAINS,)),
         DATA,
         num_warmup=2,

@@ -12,9 +12,9 @@ from problems import load_script
 from bnn_jax import data, study
 
 FOLDERS = {path.stem: "scripts/studies" for path in Path(__file__).parent.parent.glob("scripts/studies/*.py")}
-FOLDERS["uci"] = "benchmarks"
+FOLDERS |= dict.fromkeys(("uci", "cold"), "benchmarks")
 NAMES = sorted(FOLDERS)
-GENERATED = ("kl_weight",)  # needs no files
+GENERATED = ("kl_weight", "cold")  # need no files
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

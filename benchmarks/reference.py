@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
 FROM_MAP = ("mean-field VI",)  # start at the run of MAP
 QUICK = dict(limit=200, epochs=None, steps=4, eval_every=4)
 QUICK_CHAIN = dict(method="sghmc(step_size=0.003, cycle=2)", thin=2, num_draws=4)
+QUICK_POINTS = 200  # test images that are predicted
 KEYS = ("accuracy", "nll", "ece", "agreement", "total_variation", "symmetric_kl", "entropy_gap")
 
 
@@ -85,7 +86,7 @@ def main(options: Options) -> None:
         config = configured(label, where, options)
         console.rule(label)
         train.main(dataclasses.replace(config, out=place))
-        record[label] = score(place, published, options.data_dir)
+        record[label] = score(place, published, options.data_dir, QUICK_POINTS if options.quick else None)
         results.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(results, record)
     page = results.with_suffix(".md") if options.quick else PAGE
@@ -123,8 +124,14 @@ def load(file: Path, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return metrics.check_probs(probs, "TK", labels)
 
 
-def score(run: Path, published: tuple[np.ndarray, np.ndarray], data_dir: Path | None) -> dict[str, Any]:
-    """Scores of a run on the test images and its distances to the published predictions.
+def score(
+    run: Path,
+    published: tuple[np.ndarray, np.ndarray],
+    data_dir: Path | None,
+    points: int | None = None,
+) -> dict[str, Any]:
+    """Scores of a run on the test images, the first `points` of them, and its distances to the published
+    predictions.
 
     Raises:
         UserError: an unfinished run, or one whose test part is not the published one.
@@ -135,8 +142,9 @@ def score(run: Path, published: tuple[np.ndarray, np.ndarray], data_dir: Path | 
     probs, labels = published
     if not np.array_equal(parts.y_test, labels):
         raise UserError(f"{run}: its test part is not that of the published predictions, or in another order")
+    probs, labels = probs[:points], labels[:points]
     # Scaled by the training part of the run, which may be a part of all images.
-    x = trained.inputs(found, parts.x_test * parts.scaling.scale + parts.scaling.shift)
+    x = trained.inputs(found, parts.x_test[:points] * parts.scaling.scale + parts.scaling.shift)
     number = min(NUM_DRAWS, found.num_draws or NUM_DRAWS)
     mixture = predict.build_mixture(found.model.apply, found.model.likelihood, found.draw, over=found.over)
     mean, _ = mixture(found.source, x, number)

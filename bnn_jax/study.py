@@ -59,8 +59,9 @@ class Study(NamedTuple):
 
     @property
     def root(self) -> Path:
-        """The repository: the folder that scripts and docs are in."""
-        return next(p for p in self.script.resolve().parents if (p / "pyproject.toml").exists())
+        """The folder that `scripts`, `benchmarks` and `docs` are in."""
+        parents = self.script.resolve().parents
+        return next(p.parent for p in parents if p.name in ("scripts", "benchmarks"))
 
     @property
     def command(self) -> str:

@@ -108,6 +108,10 @@ def main(options: Options) -> None:
     where = options.out or Path("runs") / ("quick/posteriors" if options.quick else "posteriors")
     results = where / "posteriors.json" if options.quick else RESULTS
     known = reference.names(options.references)
+    if not known:
+        raise UserError(
+            f"no reference posteriors in {options.references}: benchmarks/make_references.py makes them"
+        )
     for given, choices in ((options.problems, known), (options.methods, METHODS)):
         if unknown := ", ".join(sorted(set(given) - set(choices))):
             raise UserError(f"no {unknown} here: choose from {', '.join(choices)}")

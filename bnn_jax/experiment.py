@@ -117,11 +117,14 @@ def build(config: Config, found: Dataset) -> Experiment:
         config.monitor,
     )
     like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
+    state = jax.eval_shape(
+        algorithm.init, jax.random.key(0), like
+    )  # or the network is too large for the method
     pretrained = None if config.pretrained is None else _pretrained(config.pretrained, like)
     over = settings.over_images(config)
     record = lambda state: {}
     if config.record_std:
-        if not hasattr(jax.eval_shape(algorithm.init, jax.random.key(0), like), "phi"):
+        if not hasattr(state, "phi"):
             raise UserError(f"--record-std is for variational posteriors; {config.method} has none")
         record = recorder.layer_std(config.posterior)
     return Experiment(config, model, algorithm, start, plan, schedule, transform, over, pretrained, record)

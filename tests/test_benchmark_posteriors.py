@@ -106,6 +106,9 @@ def test_distance_against_cost_is_drawn():
 
 
 def test_mistakes(tmp_path):
+    with pytest.raises(UserError, match="no reference posteriors in"):
+        posteriors.main(posteriors.Options(references=tmp_path))
+    (tmp_path / "digits.npz").touch()
     with pytest.raises(UserError, match="no gibbs here: choose from MAP, deep ensemble"):
         posteriors.main(posteriors.Options(methods=("gibbs",), references=tmp_path))
     with pytest.raises(UserError, match="no mars here: choose from"):

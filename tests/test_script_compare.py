@@ -223,6 +223,14 @@ WRONG = {
     "batch": (["--batch-size", "2000"], "batch_size must lie between 1 and the 1297 training examples"),
     "trajectory": (["--trajectory-length", "-1"], "trajectory_length must be a positive number"),
     "kl": (["--prior", "laplace"], "closed-form KL needs a Gaussian prior"),
+    "large net": (
+        ["--methods", "hmcecs", "--net", "mlp(hidden=(50,))"],
+        "3760 weights are more than the 2000 it takes",
+    ),
+    "large matrix": (
+        ["--methods", "laplace(form='full')", "--net", "mlp(hidden=(200,))"],
+        "a whole curvature matrix of 15,010 weights is too large",
+    ),
     "small images": (["--net", "lenet"], "lenet needs images"),
     "path": (["--path", "x.npz"], "takes no --path"),
     "no path": (["--dataset", "medmnist"], "needs --path"),

@@ -188,6 +188,8 @@ def build(config: Config, found: Dataset) -> Setup:
     }
     keys = jax.random.split(runs.stream(config.seed, "init"), config.num_chains)
     starts = jax.vmap(lambda key: models.init(key, model, found.x_train))(keys)
+    for method in methods.values():  # a network that is too large for a method is refused here
+        jax.eval_shape(method.init, keys[0], jax.tree.map(lambda a: a[0], starts))
     return Setup(model, starts, methods)
 
 

@@ -37,6 +37,7 @@ from bnn_jax import (
     settings,
     style,
     trained,
+    training,
 )
 from bnn_jax.commands import train
 from bnn_jax.report import cost, study_page
@@ -162,9 +163,8 @@ def content_name(label: str, config: Config) -> str:
 def judged(target: reference.Reference, place: Path, found: Any, label: str, seed: int) -> dict[str, Any]:
     """The row of a finished run: scores and distances, convergence, seconds and gradients."""
     config = experiment.reopen(place).config
-    spent = ("outcome.json", "progress.json", "map/outcome.json")
-    seconds = sum((runs.read_json(place / file) or {"seconds": 0.0})["seconds"] for file in spent)
-    row = {"method": label, "seed": seed, "seconds": seconds, "environment": runs.environment()}
+    row = {"method": label, "seed": seed, "seconds": training.seconds(place)}
+    row["environment"] = runs.environment()
     try:
         run = trained.load(place)
     except UserError as error:  # no sound chain: that is the result

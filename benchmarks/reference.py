@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bnn_jax import cli, compare, data, distances, experiment, metrics, predict, runs, trained
+from bnn_jax import cli, compare, data, distances, experiment, metrics, predict, runs, trained, training
 from bnn_jax.commands import train
 from bnn_jax.report import study_page
 from bnn_jax.settings import Config
@@ -154,10 +154,13 @@ def score(
         "method"
     ]
     kept = {key: rows[key] for key in rows if not key.startswith("w2")}  # of a mean there is no spread
-    spent = ("outcome.json", "progress.json", "map/outcome.json")
-    seconds = sum((runs.read_json(run / file) or {"seconds": 0.0})["seconds"] for file in spent)
     own = {name: f(probs, labels) for name, f in distances.CLASSIFICATION.scores.items()}
-    told = {"num_draws": number, "seconds": seconds, "environment": runs.environment(), "published": own}
+    told = {
+        "num_draws": number,
+        "seconds": training.seconds(run),
+        "environment": runs.environment(),
+        "published": own,
+    }
     return kept | told
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnn_jax import distances, metrics
+from bnn_jax import distances
 from bnn_jax.distances import CLASSIFICATION, REGRESSION, Measures
 from bnn_jax.types import UserError
 
@@ -75,7 +75,7 @@ def floor(probs, targets, measures: Measures = CLASSIFICATION) -> dict[str, floa
     probs (C, D, T, F), C >= 2, targets (T,); raises `UserError`. A single chain has C times fewer draws than
     the reference that methods are compared with, so the floor is a little pessimistic.
     """
-    probs = _checked(probs, measures)
+    probs = measures.check(probs)
     if len(probs) < 2:
         raise UserError("a noise floor needs at least 2 chains: run the reference with more")
     return _floor(probs.mean(axis=1, dtype=np.float64), targets, measures)
@@ -111,15 +111,6 @@ def draw_weights(rng, chains: int, draws: int, block: int, replicates: int) -> n
     index += draws * np.arange(replicates * chains)[:, None]
     counts = np.bincount(index.ravel(), minlength=replicates * chains * draws)
     return counts.reshape(replicates, chains * draws) / (chains * draws)
-
-
-def _checked(probs, measures):
-    if measures is CLASSIFICATION:
-        return metrics.check_probs(probs, "CDTK")[0]
-    probs = np.asarray(probs)
-    if probs.ndim != 4 or probs.size == 0 or not np.isfinite(probs).all():
-        raise UserError(f"features need shape (C, D, T, F) and finite values, got {probs.shape}")
-    return probs
 
 
 def _replicate(rng, probs: np.ndarray, block: int, replicates: int) -> np.ndarray:
@@ -246,7 +237,7 @@ def summarise(
         raise UserError(f"reference '{reference}' is not among the methods: {', '.join(probs)}")
     if missing := set(probs) - set(block):
         raise UserError(f"block has no length for: {', '.join(sorted(missing))}")
-    probs = {name: _checked(p, measures) for name, p in probs.items()}
+    probs = {name: measures.check(p) for name, p in probs.items()}
     values = probs if values is None else {name: np.asarray(v) for name, v in values.items()}
     shapes = {p.shape[2:] for p in probs.values()}
     if len(shapes) != 1:

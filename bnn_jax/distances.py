@@ -36,6 +36,7 @@ class Measures(NamedTuple):
 
     scores: Mapping[str, Callable]  # name -> (p (T, F), targets (T,)) -> float
     distances: Mapping[str, Callable]  # name -> (p, q (T, F), targets) -> float
+    check: Callable  # (predictions of draws (C, D, T, F)) -> them as an array; raises `UserError`
 
 
 def agreement(p, q) -> float:
@@ -129,6 +130,13 @@ def features(means, variances, y, inner) -> np.ndarray:
     return np.concatenate([cells, np.stack([means, density, ndtr(away)], axis=-1)], axis=-1)
 
 
+def _finite(probs):
+    probs = np.asarray(probs)
+    if probs.ndim != 4 or probs.size == 0 or not np.isfinite(probs).all():
+        raise UserError(f"features need shape (C, D, T, F) and finite values, got {probs.shape}")
+    return probs
+
+
 def _of_cells(distance):
     return lambda p, q, y: distance(_cells(p), _cells(q))
 
@@ -150,6 +158,7 @@ CLASSIFICATION = Measures(
         "entropy_gap": lambda p, q, labels: entropy_gap(p, q),
         "calibration_gap": calibration_gap,
     },
+    lambda probs: metrics.check_probs(probs, "CDTK")[0],
 )
 REGRESSION = Measures(
     {
@@ -163,4 +172,5 @@ REGRESSION = Measures(
         "symmetric_kl": _of_cells(symmetric_kl),
         "entropy_gap": _of_cells(entropy_gap),
     },
+    _finite,
 )

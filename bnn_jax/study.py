@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
-from bnn_jax import cli, data, experiment, runs
+from bnn_jax import cli, data, experiment, runs, training
 from bnn_jax.commands import evaluate, train
 from bnn_jax.report import study_page
 from bnn_jax.settings import FREE, Config
@@ -194,10 +194,7 @@ def collect(name: str, plan: Mapping[str, Sequence[Config]], where: Path) -> dic
             scores = runs.read_json(run / evaluate.RESULT)
             environment = scores.pop("environment")
             kept = {k: v for k, v in scores.items() if k not in ("config", "evaluation", "corruptions")}
-            # Of chains: sampling, and the optimisation that found their starts.
-            spent = ("outcome.json", "progress.json", "map/outcome.json")
-            seconds = sum((runs.read_json(run / file) or {"seconds": 0})["seconds"] for file in spent)
-            records.append({**kept, "seconds": seconds, "environment": environment})
+            records.append({**kept, "seconds": training.seconds(run), "environment": environment})
         found[label] = {"command": command(configs[0]), "runs": records}
     return {"study": name, "methods": found}
 

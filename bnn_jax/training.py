@@ -214,6 +214,12 @@ def sample(
     return Draws(*draws.load(folder, like, num_blocks), seconds)
 
 
+def seconds(run: Path) -> float:
+    """What a run spent: of chains the sampling, and the optimisation that found their starts."""
+    spent = (OUTCOME, PROGRESS, f"map/{OUTCOME}")
+    return sum((runs.read_json(run / file) or {"seconds": 0.0})["seconds"] for file in spent)
+
+
 def _resume(folder, like):
     """The newest complete checkpoint and the history up to it; the start if there is none."""
     steps = checkpoint.steps(folder / "checkpoints")

@@ -14,10 +14,9 @@ import math
 from pathlib import Path
 
 import jax
-import numpy as np
 from rich.console import Console
 
-from bnn_jax import cli, draws, experiment, predict, reference
+from bnn_jax import cli, data, draws, experiment, predict, reference
 from bnn_jax.commands import train
 from bnn_jax.settings import Config
 from bnn_jax.types import UserError
@@ -103,8 +102,7 @@ def make(name: str, config: Config, folder: Path, console: Console) -> None:
     by_chain = lambda a: a.reshape(config.num_chains, config.num_draws, *a.shape[1:])
     mean, noise = jax.tree.map(by_chain, given)
     if not found.num_classes:
-        shift, scale = found.scaling.target_shift, found.scaling.target_scale
-        mean, noise = np.float64(mean) * scale + shift, np.float64(noise) * scale**2
+        mean, noise = data.in_own_unit(found.scaling, mean, noise)
     thin = max(1, config.num_chains * config.num_draws // KEPT)
     reference.save(folder, name, config.out, config, found, (mean, noise), thin)
     console.print(f"{folder / name}.npz", highlight=False)

@@ -26,6 +26,7 @@ from rich.console import Console
 from bnn_jax import (
     cli,
     compare,
+    data,
     diagnostics,
     draws,
     experiment,
@@ -173,8 +174,7 @@ def judged(target: reference.Reference, place: Path, found: Any, label: str, see
     mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
     mean, noise = mixture(run.source, found.x_test, number)
     if not found.num_classes:
-        shift, scale = found.scaling.target_shift, found.scaling.target_scale
-        mean, noise = np.float64(mean) * scale + shift, np.float64(noise) * scale**2
+        mean, noise = data.in_own_unit(found.scaling, mean, noise)
     block = 1
     if run.chains is not None:
         mean, noise = mean[run.chains], noise[run.chains]

@@ -180,7 +180,7 @@ def save(
     classes = found.num_classes > 0
     arrays = {
         "mean": mean[:, ::thin].astype(np.float16 if classes else np.float32),
-        "targets": found.y_test if classes else _unscaled(found),
+        "targets": found.y_test if classes else data.targets_in_own_unit(found.scaling, found.y_test),
     }
     if not classes:
         arrays["variance"] = variance[:, ::thin].astype(np.float32)
@@ -209,7 +209,3 @@ def save(
 
 def _pairs(draws, like):
     return zip(jax.tree.leaves(draws), jax.tree.leaves(like), strict=False)
-
-
-def _unscaled(found):
-    return np.float64(found.y_test) * found.scaling.target_scale + found.scaling.target_shift

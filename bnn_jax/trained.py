@@ -99,8 +99,7 @@ def regress(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarra
     """Mean and variance (D, T) of what each draw predicts, in the unit of the target."""
     mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
     means, variances = mixture(run.source, x, min(num_draws, run.num_draws or num_draws))
-    shift, scale = run.scaling.target_shift, run.scaling.target_scale
-    return np.float64(means) * scale + shift, np.float64(variances) * scale**2
+    return data.in_own_unit(run.scaling, means, variances)
 
 
 def by_chain(run: Trained, x: Any) -> np.ndarray:
@@ -114,7 +113,7 @@ def by_chain(run: Trained, x: Any) -> np.ndarray:
 
 def targets(run: Trained, y: np.ndarray) -> np.ndarray:
     """Standardised targets in their own unit."""
-    return np.float64(y) * run.scaling.target_scale + run.scaling.target_shift
+    return data.targets_in_own_unit(run.scaling, y)
 
 
 def inputs(run: Trained, raw: Any) -> np.ndarray:

@@ -361,10 +361,8 @@ def in_own_unit(
     """What draws predict, and the targets; of a regression both in the unit of the target."""
     if found.num_classes:
         return predicted, found.y_test
-    shift, scale = found.scaling.target_shift, found.scaling.target_scale
-    rescaled = lambda mean, noise: (np.float64(mean) * scale + shift, np.float64(noise) * scale**2)
-    own = {name: rescaled(*parts) for name, parts in predicted.items()}
-    return own, np.float64(found.y_test) * scale + shift
+    own = {name: data.in_own_unit(found.scaling, *parts) for name, parts in predicted.items()}
+    return own, data.targets_in_own_unit(found.scaling, found.y_test)
 
 
 def _plain(name):

@@ -153,6 +153,17 @@ def names() -> list[str]:
     return parts.names("data set")
 
 
+def in_own_unit(scaling: Scaling, means: Any, variances: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted means and variances of standardised targets in the unit of the target, float64."""
+    shift, scale = scaling.target_shift, scaling.target_scale
+    return np.float64(means) * scale + shift, np.float64(variances) * scale**2
+
+
+def targets_in_own_unit(scaling: Scaling, y: Any) -> np.ndarray:
+    """Standardised targets in their own unit, float64."""
+    return np.float64(y) * scaling.target_scale + scaling.target_shift
+
+
 def _loader(options):
     return parts.find("data set", options.dataset if options.dataset in names() else "catalogue")
 

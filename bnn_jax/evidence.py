@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax import diagnostics, hamiltonian
-from bnn_jax.types import Batch, Key, Params, Prior, UserError
+from bnn_jax.types import Batch, Key, Params, Prior, UserError, positive
 
 POWER = 5  # of the ladder; Friel & Pettitt's
 TARGET_ACCEPT_PROB = 0.8
@@ -90,8 +90,7 @@ def thermodynamic(
             f"the evidence needs at least 1 rung, 1 chain and {diagnostics.MIN_DRAWS} draws, not "
             f"{num_rungs}, {num_chains} and {num_draws}"
         )
-    if not 0 < trajectory_length < float("inf"):
-        raise UserError(f"trajectory_length must be a positive number, not {trajectory_length}")
+    positive("trajectory_length", trajectory_length)
 
     def target(params: Params, t: Batch) -> jax.Array:
         return prior.log_prob(params) + t.x * log_likelihood(params)

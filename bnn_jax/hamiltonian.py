@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer.hmc import hmc
 from numpyro.infer.hmc_util import dual_averaging
 
-from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError, positive
 
 
 class HamiltonianState(NamedTuple):
@@ -56,8 +56,7 @@ def build(
     """
     if num_warmup < 0:
         raise UserError(f"num_warmup must not be negative, not {num_warmup}")
-    if not 0 < step_size < float("inf"):
-        raise UserError(f"step_size must be a positive number, not {step_size}")
+    positive("step_size", step_size)
     if not 0 < target_accept_prob < 1:
         raise UserError(f"target_accept_prob must lie between 0 and 1, not {target_accept_prob}")
     averaging_init, averaging_update = dual_averaging()

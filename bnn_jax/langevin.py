@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from bnn_jax.trees import normal_like, size, tree_sum
-from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError, positive
 
 
 class LangevinState(NamedTuple):
@@ -68,8 +68,7 @@ def preconditioned(num_warmup: int, decay: float = 0.99, damping: float = 1e-3):
     """
     if not 0 < decay < 1:
         raise UserError(f"the preconditioner's decay must lie between 0 and 1, not {decay}")
-    if not 0 < damping < float("inf"):
-        raise UserError(f"the preconditioner's damping must be a positive number, not {damping}")
+    positive("the preconditioner's damping", damping)
 
     def init(params):
         return Preconditioner(jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
@@ -133,8 +132,7 @@ def build(
     Raises:
         UserError: a setting out of range.
     """
-    if not 0 < step_size < float("inf"):
-        raise UserError(f"step_size must be a positive number, not {step_size}")
+    positive("step_size", step_size)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
     if cycle is not None and cycle < 2:

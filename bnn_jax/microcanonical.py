@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bnn_jax.trees import normal_like, size, tree_sum
-from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError, positive
 
 MEMORY = 150  # steps that the rule for the step size of `unadjusted` looks back on
 TRUST = 1.5  # width of its weights, in the logarithm of the step size
@@ -74,8 +74,7 @@ def unadjusted(
     """
     blackjax = _library()
     _check(num_warmup, length, step_size)
-    if not 0 < energy_variance < float("inf"):
-        raise UserError(f"energy_variance must be a positive number, not {energy_variance}")
+    positive("energy_variance", energy_variance)
     kernel = blackjax.mclmc.build_kernel()
 
     def init(key: Key, params: Params) -> UnadjustedState:
@@ -214,9 +213,8 @@ def _library() -> ModuleType:
 def _check(num_warmup, length, step_size):
     if num_warmup < 0:
         raise UserError(f"num_warmup must not be negative, not {num_warmup}")
-    for name, value in (("length", length), ("step_size", step_size)):
-        if not 0 < value < float("inf"):
-            raise UserError(f"{name} must be a positive number, not {value}")
+    positive("length", length)
+    positive("step_size", step_size)
 
 
 def _widths(params, scale):

@@ -16,7 +16,18 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from bnn_jax.trees import tree_sum
-from bnn_jax.types import Batch, Estimator, Info, Key, Likelihood, Params, Posterior, Prior, UserError
+from bnn_jax.types import (
+    Batch,
+    Estimator,
+    Info,
+    Key,
+    Likelihood,
+    Params,
+    Posterior,
+    Prior,
+    UserError,
+    positive,
+)
 
 
 def tempered(prior: Prior, likelihood: Likelihood, temperature: float) -> tuple[Prior, Likelihood]:
@@ -28,7 +39,7 @@ def tempered(prior: Prior, likelihood: Likelihood, temperature: float) -> tuple[
     Raises:
         UserError: T is not positive, or later a draw of such a prior.
     """
-    _positive(temperature, "temperature")
+    positive("temperature", temperature)
     if temperature == 1:
         return prior, likelihood
     root = temperature**0.5
@@ -70,7 +81,7 @@ def log_joint(
     Raises:
         UserError: N is not positive.
     """
-    _positive(num_data, "num_data")
+    positive("num_data", num_data)
 
     def target(params: Params, batch: Batch) -> jax.Array:
         log_likelihood = num_data * jnp.mean(likelihood.log_prob(apply(params, batch.x), batch.y))
@@ -102,7 +113,7 @@ def elbo(
     Raises:
         UserError: N is not positive, `kl` is unknown, or family and prior have no closed form.
     """
-    _positive(num_data, "num_data")
+    positive("num_data", num_data)
     if kl not in ("closed_form", "monte_carlo"):
         raise UserError(f"unknown kl {kl!r}: choose from closed_form, monte_carlo")
     if kl == "closed_form" and posterior.kl is None:
@@ -130,8 +141,3 @@ def elbo(
 
 def _refuse(key, like):
     raise UserError("a tempered prior that is not Gaussian cannot be sampled")
-
-
-def _positive(value, name):
-    if not value > 0:
-        raise UserError(f"{name} must be positive, not {value}")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnn_jax.types import Info, Params, UserError
+from bnn_jax.types import Info, Params, UserError, positive
 
 SCHEDULES = ("cosine", "constant")
 
@@ -54,8 +54,7 @@ def build(
         raise UserError(f"unknown optimizer {name!r}: choose from {', '.join(names())}")
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}: choose from {', '.join(SCHEDULES)}")
-    if not 0 < learning_rate < float("inf"):
-        raise UserError(f"the learning rate must be a positive number, not {learning_rate}")
+    positive("the learning rate", learning_rate)
     if not 0 <= warmup < max(num_steps, 1):
         raise UserError(f"the learning rate's warm-up must end before step {num_steps}, not last {warmup}")
     rest = num_steps - warmup

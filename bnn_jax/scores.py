@@ -20,7 +20,7 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from bnn_jax import metrics
-from bnn_jax.types import UserError
+from bnn_jax.types import UserError, positive
 
 Score = Callable[[np.ndarray], dict[str, float]]  # example weights (T,) -> scores by name
 _BINS = 15  # as metrics.ece
@@ -133,8 +133,7 @@ def temperature(probs, labels) -> float:
 def scale(probs, temperature: float) -> np.ndarray:
     """softmax(log p / temperature): probs (T, K) -> (T, K); raises `UserError` unless temperature > 0."""
     probs, _ = _check(probs)
-    if not temperature > 0:
-        raise UserError(f"temperature must be positive, not {temperature}")
+    positive("temperature", temperature)
     return softmax(np.log(np.maximum(probs, metrics.TINY)) / temperature, axis=1)
 
 

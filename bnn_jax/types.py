@@ -25,6 +25,17 @@ class UserError(ValueError):
     """A mistake of the user's, told in one line: what, where, what to do. Scripts exit with 2."""
 
 
+def positive(what: str, value: float) -> float:
+    """`value`, if it is a finite positive number.
+
+    Raises:
+        UserError: it is not; `what` begins the line.
+    """
+    if not 0 < value < float("inf"):
+        raise UserError(f"{what} must be a positive number, not {value}")
+    return float(value)
+
+
 class Batch(NamedTuple):
     """Examples and their targets."""
 

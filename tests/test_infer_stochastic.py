@@ -284,8 +284,8 @@ def test_a_step_of_ivon_by_hand():
     [
         (dict(prior=laplace.build()), "IVON needs a Gaussian prior"),
         (dict(num_samples=0), "IVON needs at least one sample a step, not 0"),
-        (dict(learning_rate=0.0), "learning_rate and hess_init must be positive, not 0.0 and 1.0"),
-        (dict(hess_init=math.inf), "learning_rate and hess_init must be positive, not 0.1 and inf"),
+        (dict(learning_rate=0.0), "IVON's learning_rate must be a positive number, not 0.0"),
+        (dict(hess_init=math.inf), "IVON's hess_init must be a positive number, not inf"),
         (dict(beta2=1.0), "beta1 and beta2 must lie between 0 and 1, not 0.9 and 1.0"),
     ],
 )

@@ -119,7 +119,7 @@ def complain(problems: list[str]) -> None:
 def test_the_files_are_found():
     assert {"types", "infer", "infer/hmc", "report", "scripts/compare"} <= set(SOURCES)
     assert ("infer/hmc", "hamiltonian") in {(i.importer, i.target) for i in OURS}
-    assert own("bnn_jax.priors.positive") == ("priors", True)
+    assert own("bnn_jax.priors.independent") == ("priors", True)
     assert own("bnn_jax.priors.laplace.build") == ("priors/laplace", True)
     assert own("jax.numpy") == ("jax.numpy", False)
 

@@ -115,7 +115,7 @@ def test_unfit_inputs_are_told_in_one_line(name):
     [
         ("vgg(width=0)", "vgg needs widths of at least 1, not hidden=4096, width=0"),
         ("inception(norm='batch')", "inception has no norm 'batch': choose from frn, group"),
-        ("inception(width=0)", "inception needs a positive width, not 0"),
+        ("inception(width=0)", "inception's width must be a positive number, not 0"),
         ("blocks(widths=(8, 0))", "blocks needs numbers of at least 1, not widths=(8, 0), "),
         ("blocks(convs=0)", "blocks needs numbers of at least 1, "),
         ("conv1d(window=0)", "conv1d needs numbers of at least 1, not filters=64, window=0, hidden=32"),

@@ -254,13 +254,13 @@ def test_errors(problem):
     apply, family, prior, likelihood = parts_of(problem)
     estimator = estimators.sampling(apply, family)
     for bad in (0, -1):
-        with pytest.raises(UserError, match=f"num_data must be positive, not {bad}"):
+        with pytest.raises(UserError, match=f"num_data must be a positive number, not {bad}"):
             objectives.log_joint(apply, prior, likelihood, bad)
-        with pytest.raises(UserError, match=f"num_data must be positive, not {bad}"):
+        with pytest.raises(UserError, match=f"num_data must be a positive number, not {bad}"):
             objectives.elbo(estimator, family, prior, likelihood, bad)
-        with pytest.raises(UserError, match=f"temperature must be positive, not {bad}"):
+        with pytest.raises(UserError, match=f"temperature must be a positive number, not {bad}"):
             objectives.tempered(prior, likelihood, bad)
-    with pytest.raises(UserError, match="temperature must be positive, not nan"):
+    with pytest.raises(UserError, match="temperature must be a positive number, not nan"):
         objectives.tempered(prior, likelihood, float("nan"))
     with pytest.raises(UserError, match="unknown kl 'exact': choose from closed_form, monte_carlo"):
         objectives.elbo(estimator, family, prior, likelihood, 40, "exact")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 from bnn_jax import hamiltonian
-from bnn_jax.types import Algorithm, UserError
+from bnn_jax.types import Algorithm, positive
 
 
 def build(
@@ -33,8 +33,7 @@ def build(
     Raises:
         UserError: a setting out of range.
     """
-    if not 0 < trajectory_length < float("inf"):
-        raise UserError(f"trajectory_length must be a positive number, not {trajectory_length}")
+    positive("trajectory_length", trajectory_length)
     return hamiltonian.build(
         "HMC",
         log_joint,

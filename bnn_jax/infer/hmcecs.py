@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 
 from bnn_jax import hamiltonian
 from bnn_jax.trees import size
-from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError, positive
 
 MAX_WEIGHTS = 2000  # whose Hessian takes 16 MB a chain, and as many gradients of all data
 
@@ -79,8 +79,7 @@ def build(
         raise UserError(f"HMC-ECS needs a batch_size of at least 2 to tell a variance, not {batch_size}")
     if num_blocks < 1:
         raise UserError(f"num_blocks must be at least 1, not {num_blocks}")
-    if not 0 < trajectory_length < float("inf"):
-        raise UserError(f"trajectory_length must be a positive number, not {trajectory_length}")
+    positive("trajectory_length", trajectory_length)
     blocks = min(num_blocks, batch_size)
 
     def log_lik(params: Params, batch: Batch) -> jax.Array:

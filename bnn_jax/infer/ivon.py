@@ -20,7 +20,7 @@ from jax.scipy.stats import norm
 
 from bnn_jax import estimators
 from bnn_jax.trees import normal_like, tree_sum
-from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError, positive
 
 
 class IvonState(NamedTuple):
@@ -60,10 +60,8 @@ def build(
         raise UserError("IVON needs a Gaussian prior")
     if num_samples < 1:
         raise UserError(f"IVON needs at least one sample a step, not {num_samples}")
-    if not 0 < learning_rate < float("inf") or not 0 < hess_init < float("inf"):
-        raise UserError(
-            f"IVON's learning_rate and hess_init must be positive, not {learning_rate} and {hess_init}"
-        )
+    positive("IVON's learning_rate", learning_rate)
+    positive("IVON's hess_init", hess_init)
     if not (0 <= beta1 < 1 and 0 < beta2 < 1):
         raise UserError(f"IVON's beta1 and beta2 must lie between 0 and 1, not {beta1} and {beta2}")
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from bnn_jax.trees import at, normal_like, put, tree_sum
-from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Likelihood, Params, Prior, positive
 
 
 class RankOneState(NamedTuple):
@@ -52,8 +52,7 @@ def build(
         UserError: a standard deviation is not positive.
     """
     for name, value in (("prior_std", prior_std), ("init_std", init_std)):
-        if not 0 < value < float("inf"):
-            raise UserError(f"rank_one's {name} must be a positive number, not {value}")
+        positive(f"rank_one's {name}", value)
 
     def init(key: Key, params: Params) -> RankOneState:
         shapes = [at(params, (*path, "kernel")).shape[-2:] for path in layers]

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from bnn_jax import estimators
 from bnn_jax.trees import normal_like
-from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
+from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError, positive
 
 
 class SvgdState(NamedTuple):
@@ -54,8 +54,7 @@ def build(
     """
     if num_particles < 1:
         raise UserError(f"SVGD needs at least one particle, not {num_particles}")
-    if not 0 < jitter < float("inf"):
-        raise UserError(f"SVGD's jitter must be a positive number, not {jitter}: particles must differ")
+    positive("SVGD's jitter", jitter)  # particles must differ
 
     def init(key: Key, params: Params) -> SvgdState:
         noise = jax.vmap(normal_like, (0, None))(jax.random.split(key, num_particles), params)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from bnn_jax.likelihoods import require_outputs, squeeze
-from bnn_jax.types import Likelihood, UserError
+from bnn_jax.types import Likelihood, positive
 
 
 def build(sigma: float | None = None) -> Likelihood:
@@ -26,8 +26,8 @@ def build(sigma: float | None = None) -> Likelihood:
     Raises:
         UserError: `sigma` is not positive.
     """
-    if sigma is not None and not 0 < sigma < float("inf"):
-        raise UserError(f"the noise sigma must be a positive number, not {sigma}")
+    if sigma is not None:
+        positive("the noise sigma", sigma)
 
     def mean_sigma(outputs):
         if sigma is not None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax.norms import FilterResponseNorm
-from bnn_jax.types import UserError
+from bnn_jax.types import UserError, positive
 
 NORMS = ("frn", "group")
 LEAST = 33  # five halvings leave 2x2: the filter response norm of a single position would be its sign
@@ -122,6 +122,5 @@ def build(num_outputs: int, norm: str = "frn", width: float = 1.0) -> Inception:
     """
     if norm not in NORMS:
         raise UserError(f"inception has no norm {norm!r}: choose from {', '.join(NORMS)}")
-    if not 0 < width < float("inf"):
-        raise UserError(f"inception needs a positive width, not {width}")
+    positive("inception's width", width)
     return Inception(num_outputs, norm, width)

@@ -6,17 +6,6 @@ import jax.numpy as jnp
 from bnn_jax.types import Params, Prior, UserError
 
 
-def positive_width(init_std: float) -> float:
-    """`init_std`, if it is a finite positive number.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not 0 < init_std < float("inf"):
-        raise UserError(f"the posterior's init_std must be a positive number, not {init_std}")
-    return float(init_std)
-
-
 def rho_like(params: Params, std: float) -> Params:
     """softplus^-1(std) for every weight: std = softplus(rho)."""
     rho = std + jnp.log(-jnp.expm1(-std))

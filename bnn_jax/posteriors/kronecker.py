@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from bnn_jax.posteriors import cross_term, positive_width, prior_moments
+from bnn_jax.posteriors import cross_term, prior_moments
 from bnn_jax.trees import normal_like, tree_sum
-from bnn_jax.types import Key, Params, Posterior, Prior
+from bnn_jax.types import Key, Params, Posterior, Prior, positive
 
 
 class Kronecker(NamedTuple):
@@ -36,7 +36,7 @@ def build(init_std: float = 0.01) -> Posterior:
     Raises:
         UserError: `init_std` is not positive.
     """
-    half = 0.5 * math.log(positive_width(init_std))
+    half = 0.5 * math.log(positive("the posterior's init_std", init_std))
 
     def init(params: Params) -> Kronecker:
         rows = jax.tree.map(lambda a: half * jnp.eye(_matrix(a).shape[0]), params)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from bnn_jax.posteriors import cross_term, positive_width, prior_moments, rho_like
+from bnn_jax.posteriors import cross_term, prior_moments, rho_like
 from bnn_jax.trees import normal_like, size, tree_sum
-from bnn_jax.types import Key, Params, Posterior, Prior, UserError
+from bnn_jax.types import Key, Params, Posterior, Prior, UserError, positive
 
 
 class LowRank(NamedTuple):
@@ -34,7 +34,7 @@ def build(init_std: float = 0.01, rank: int = 5) -> Posterior:
     Raises:
         UserError: `init_std` is not positive, or `rank` below 1.
     """
-    init_std = positive_width(init_std)
+    init_std = positive("the posterior's init_std", init_std)
     if rank < 1:
         raise UserError(f"the posterior's rank must be at least 1, not {rank}")
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
-from bnn_jax.posteriors import positive_width, prior_moments, rho_like
+from bnn_jax.posteriors import prior_moments, rho_like
 from bnn_jax.trees import normal_like, tree_sum
-from bnn_jax.types import Key, Params, Posterior, Prior
+from bnn_jax.types import Key, Params, Posterior, Prior, positive
 
 
 class MeanField(NamedTuple):
@@ -36,7 +36,7 @@ def build(init_std: float = 0.01) -> Posterior:
     Raises:
         UserError: `init_std` is not positive.
     """
-    init_std = positive_width(init_std)
+    init_std = positive("the posterior's init_std", init_std)
 
     def init(params: Params) -> MeanField:
         return MeanField(params, rho_like(params, init_std))

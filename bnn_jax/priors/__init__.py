@@ -10,18 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax.trees import split_like, tree_sum
-from bnn_jax.types import Key, Params, Prior, UserError
-
-
-def positive(name: str, value: float) -> float:
-    """`value`, if it is a finite positive number.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not 0 < value < float("inf"):
-        raise UserError(f"the prior's {name} must be a positive number, not {value}")
-    return float(value)
+from bnn_jax.types import Key, Params, Prior
 
 
 def independent(sample: Callable, log_prob: Callable, scale: Callable, gaussian: bool = False) -> Prior:

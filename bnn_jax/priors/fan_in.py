@@ -8,9 +8,9 @@ fan-in is the product of all its axes but the last.
 import jax
 from jax.scipy.stats import norm
 
-from bnn_jax.priors import independent, positive
+from bnn_jax.priors import independent
 from bnn_jax.trees import fan_in
-from bnn_jax.types import Prior
+from bnn_jax.types import Prior, positive
 
 
 def build(gain: float = 2.0, bias_std: float = 1.0) -> Prior:
@@ -19,8 +19,8 @@ def build(gain: float = 2.0, bias_std: float = 1.0) -> Prior:
     Raises:
         UserError: `gain` or `bias_std` is not positive.
     """
-    positive("gain", gain)
-    positive("bias_std", bias_std)
+    positive("the prior's gain", gain)
+    positive("the prior's bias_std", bias_std)
 
     def scale(leaf):
         return (gain / fan_in(leaf)) ** 0.5 if leaf.ndim > 1 else bias_std

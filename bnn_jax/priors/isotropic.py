@@ -3,8 +3,8 @@
 import jax
 from jax.scipy.stats import norm
 
-from bnn_jax.priors import independent, positive
-from bnn_jax.types import Prior
+from bnn_jax.priors import independent
+from bnn_jax.types import Prior, positive
 
 
 def build(std: float = 1.0) -> Prior:
@@ -13,7 +13,7 @@ def build(std: float = 1.0) -> Prior:
     Raises:
         UserError: `std` is not positive.
     """
-    positive("std", std)
+    positive("the prior's std", std)
     return independent(
         sample=lambda key, leaf: std * jax.random.normal(key, leaf.shape, leaf.dtype),
         log_prob=lambda leaf: norm.logpdf(leaf, scale=std),

@@ -3,8 +3,8 @@
 import jax
 from jax.scipy.stats import laplace
 
-from bnn_jax.priors import independent, positive
-from bnn_jax.types import Prior
+from bnn_jax.priors import independent
+from bnn_jax.types import Prior, positive
 
 
 def build(std: float = 1.0) -> Prior:
@@ -13,7 +13,7 @@ def build(std: float = 1.0) -> Prior:
     Raises:
         UserError: `std` is not positive.
     """
-    b = positive("std", std) / 2**0.5
+    b = positive("the prior's std", std) / 2**0.5
     return independent(
         sample=lambda key, leaf: b * jax.random.laplace(key, leaf.shape, leaf.dtype),
         log_prob=lambda leaf: laplace.logpdf(leaf, scale=b),

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
-from bnn_jax.priors import independent, positive
-from bnn_jax.types import Prior, UserError
+from bnn_jax.priors import independent
+from bnn_jax.types import Prior, UserError, positive
 
 
 def build(std_wide: float = 1.0, std_narrow: float = 0.0025, wide: float = 0.5) -> Prior:
@@ -18,8 +18,8 @@ def build(std_wide: float = 1.0, std_narrow: float = 0.0025, wide: float = 0.5) 
     Raises:
         UserError: a standard deviation is not positive, or `wide` is not between 0 and 1.
     """
-    positive("std_wide", std_wide)
-    positive("std_narrow", std_narrow)
+    positive("the prior's std_wide", std_wide)
+    positive("the prior's std_narrow", std_narrow)
     if not 0 < wide < 1:
         raise UserError(f"the prior's share `wide` must lie between 0 and 1, not {wide}")
 

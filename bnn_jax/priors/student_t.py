@@ -3,8 +3,8 @@
 import jax
 from jax.scipy.stats import t
 
-from bnn_jax.priors import independent, positive
-from bnn_jax.types import Prior
+from bnn_jax.priors import independent
+from bnn_jax.types import Prior, positive
 
 
 def build(scale: float = 1.0, df: float = 3.0) -> Prior:
@@ -13,8 +13,8 @@ def build(scale: float = 1.0, df: float = 3.0) -> Prior:
     Raises:
         UserError: `scale` or `df` is not positive.
     """
-    positive("scale", scale)
-    positive("df", df)
+    positive("the prior's scale", scale)
+    positive("the prior's df", df)
     return independent(
         sample=lambda key, leaf: scale * jax.random.t(key, df, leaf.shape, leaf.dtype),
         log_prob=lambda leaf: t.logpdf(leaf, df, scale=scale),

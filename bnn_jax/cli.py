@@ -6,8 +6,10 @@ interrupted, 141 whoever read the output (`| head`) has gone. Anything else is a
 
 import errno
 import os
+import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +40,7 @@ def run(
     try:
         settings = tyro.cli(config, description=description)
         jax.config.update("jax_num_cpu_devices", max(cpu_devices(settings), 1))
+        keep_programs()
         code = main(settings) or 0
     except UserError as error:
         stderr.print(f"error: {error}", markup=False)
@@ -54,3 +57,20 @@ def run(
         stderr.print("interrupted; what is done is kept: give the same command again", markup=False)
         code = INTERRUPTED
     sys.exit(code)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, so that the next process need not compile them again.
+
+    In the folder that JAX_COMPILATION_CACHE_DIR names, else in the user's cache folder; in none with
+    JAX_ENABLE_COMPILATION_CACHE=false. JAX keeps what took at least a second to compile.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = caches / "bnn_jax" / platform.node()  # a program for one CPU need not run on another
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to: compile again, the results are the same
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import subprocess
 import sys
 
@@ -86,3 +87,38 @@ cli.run(main, Config, "A script.")
         script.stdout.close()
         _, error = script.communicate()
     assert (script.returncode, error) == (141, b"")
+
+
+COMPILES = """
+import dataclasses, jax
+from bnn_jax import cli
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+cli.run(lambda config: print(jax.jit(lambda x: 2 * x)(21)), Config, "A script.")
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "kept"),
+    [
+        (dict(XDG_CACHE_HOME="home"), "home/bnn_jax/*/jit_*"),
+        (dict(XDG_CACHE_HOME="home", JAX_COMPILATION_CACHE_DIR="own"), "own/jit_*"),
+        (dict(XDG_CACHE_HOME="home", JAX_ENABLE_COMPILATION_CACHE="false"), None),
+        (dict(XDG_CACHE_HOME="a_file"), None),
+    ],
+    ids=["default", "own", "off", "no folder"],
+)
+def test_programs_are_kept_for_the_next_process(variables, kept, tmp_path):
+    (tmp_path / "a_file").touch()
+    folders = {name: str(tmp_path / v) if v != "false" else v for name, v in variables.items()}
+    left = {name: v for name, v in os.environ.items() if "CACHE" not in name}
+    always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-c", COMPILES]
+    done = subprocess.run(command, capture_output=True, text=True, env=left | always | folders)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+    found = list(tmp_path.rglob("jit_*"))
+    assert sorted(found) == sorted(tmp_path.glob(kept) if kept else [])
+    assert bool(found) == bool(kept)

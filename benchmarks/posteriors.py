@@ -157,8 +157,7 @@ def configured(target: reference.Reference, label: str, seed: int, quick: bool) 
 def content_name(label: str, config: Config) -> str:
     """A folder's name that says what is run and changes with any setting."""
     text = json.dumps(runs.as_config(config, leave_out=("out", "data_dir")), sort_keys=True)
-    slug = "".join(c if c.isalnum() else "-" for c in label.lower()).strip("-")
-    return f"{slug}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{runs.slug(label)}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def judged(target: reference.Reference, place: Path, found: Any, label: str, seed: int) -> dict[str, Any]:

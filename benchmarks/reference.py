@@ -82,7 +82,7 @@ def main(options: Options) -> None:
     results = where / "reference.json" if options.quick else RESULTS
     record = runs.read_json(results) or {}
     for label in options.methods or METHODS:
-        place = where / "".join(c if c.isalnum() else "-" for c in label.lower())
+        place = where / runs.slug(label)
         config = configured(label, where, options)
         console.rule(label)
         train.main(dataclasses.replace(config, out=place))

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import zlib
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,11 @@ def claim(
         write_json(out / MARK, {"project": "bnn_jax", "script": script, "config": config})
     except OSError as error:
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+
+
+def slug(text: str) -> str:
+    """`text` as the name of a folder: what is no letter, digit, dot or underscore becomes a hyphen."""
+    return re.sub(r"[^\w.]+", "-", text.lower()).strip("-")
 
 
 def read_mark(folder: Path, script: str) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bnn_jax import augment, chains, data
+from bnn_jax import augment, chains, data, runs
 from bnn_jax.types import Dataset, UserError
 
 EPOCHS = 20  # without --epochs and --steps
@@ -85,7 +84,7 @@ def input_shape(config: Config, x_shape: Sequence[int]) -> tuple[int, ...]:
 def folder(config: Config) -> Path:
     """The run folder: `--out`, or one named after the settings."""
     name = f"train-{config.dataset}-{config.net}-{config.method}-seed{config.seed}"
-    return config.out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)  # a name may set arguments
+    return config.out or Path("runs") / runs.slug(name)
 
 
 def check(config: Config, found: Dataset) -> None:

@@ -161,8 +161,7 @@ def planned(study: Study, quick: bool) -> dict[str, list[Config]]:
 
 def run_folder(where: Path, label: str, fold: int) -> Path:
     """The folder of one run."""
-    name = "".join(c if c.isalnum() else "-" for c in label.lower())
-    return where / f"{name}-{fold}"
+    return where / f"{runs.slug(label)}-{fold}"
 
 
 def judged(run: Path, config: Config, judgement: Mapping[str, Any]) -> bool:

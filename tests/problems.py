@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax import estimators, objectives, ops
+from bnn_jax import diagnostics, estimators, objectives, ops
 from bnn_jax.likelihoods import gaussian
 from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
 from bnn_jax.types import Batch, UserError
+
+SIGMAS = 5
+MIN_ESS = 1500  # fewer effective draws could not tell right from wrong
 
 
 class Linear(NamedTuple):
@@ -99,3 +102,19 @@ def load_script(name: str, folder: str = "scripts") -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def agrees(values: np.ndarray, exact: np.ndarray) -> None:
+    """The mean of `values` (C, D, n) is `exact` (n,) within `SIGMAS` Monte Carlo standard errors."""
+    ess = np.minimum(diagnostics.ess_bulk(values), values.shape[0] * values.shape[1])
+    assert np.all(ess > MIN_ESS), f"only {np.min(ess):.0f} effective draws"
+    away = np.abs(values.mean((0, 1)) - exact) / (values.std((0, 1)) / np.sqrt(ess))
+    assert np.all(away < SIGMAS), f"{np.max(away):.1f} standard errors from the exact value"
+
+
+def agrees_with_moments(draws: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> None:
+    """`draws` (C, D, n) have this mean and covariance, the covariance taken around the exact mean."""
+    agrees(draws, mean)
+    rows, columns = np.triu_indices(len(mean))
+    centred = draws - mean
+    agrees(centred[..., rows] * centred[..., columns], cov[rows, columns])

@@ -300,7 +300,7 @@ def test_split_csv_names_everyone(tmp_path):
 def test_folder_names():
     assert str(settings.folder(config(seed=3))) == "runs/train-digits-mlp-map-seed3"
     wide = config(seed=3, net="mlp(hidden=(9, 9))")
-    assert str(settings.folder(wide)) == "runs/train-digits-mlp-hidden-9-9--map-seed3"
+    assert str(settings.folder(wide)) == "runs/train-digits-mlp-hidden-9-9-map-seed3"
 
 
 def test_chains_do_not_stream():

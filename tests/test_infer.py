@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import conv_problem, estimator_names, linear
+from problems import SIGMAS, agrees, agrees_with_moments, conv_problem, estimator_names, linear
 from scipy.stats import chisquare, multivariate_normal
 
 from bnn_jax import chains, diagnostics, ensemble, estimators, loop, objectives, parts, trees
@@ -20,8 +20,6 @@ from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
 from bnn_jax.types import Algorithm, Batch, UserError
 
-SIGMAS = 5
-MIN_ESS = 2000  # fewer effective draws could not tell right from wrong
 METHODS = parts.names("method")
 SAMPLERS = {"hmc": hmc.build, "nuts": nuts.build}
 
@@ -63,23 +61,6 @@ def run_chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1, seed=
     return np.concatenate(flat, -1).astype(np.float64), jax.tree.map(join, *(block.trace for block in blocks))
 
 
-def agrees(values, exact):
-    """The mean of `values` (C, D, n) is `exact` (n,) within `SIGMAS` Monte Carlo standard errors."""
-    ess = np.minimum(diagnostics.ess_bulk(values), values.shape[0] * values.shape[1])
-    assert np.all(ess > MIN_ESS), f"only {np.min(ess):.0f} effective draws"
-    error = values.std((0, 1)) / np.sqrt(ess)
-    away = np.abs(values.mean((0, 1)) - exact) / error
-    assert np.all(away < SIGMAS), f"{np.max(away):.1f} standard errors from the exact value"
-
-
-def agrees_with_gaussian(draws, mean, cov):
-    """Mean and covariance, around the exact mean."""
-    agrees(draws, mean)
-    rows, columns = np.triu_indices(len(mean))
-    centred = draws - mean
-    agrees(centred[..., rows] * centred[..., columns], cov[rows, columns])
-
-
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_chains_sample_the_linear_posterior(name, problem):
     algorithm = SAMPLERS[name](target(problem), isotropic.build(problem.std).scale, num_warmup=200)
@@ -89,7 +70,7 @@ def test_chains_sample_the_linear_posterior(name, problem):
     assert diagnostics.chain_status(draws, trace) == ["ok"] * 4
     assert np.max(diagnostics.rhat(draws)) < 1.02
     assert 0.6 < trace["accept_prob"].mean() < 0.99
-    agrees_with_gaussian(draws, problem.mean, problem.cov)
+    agrees_with_moments(draws, problem.mean, problem.cov)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 4.0])
@@ -99,7 +80,7 @@ def test_temperature_scales_the_covariance(problem, temperature):
     )
     starts = jax.tree.map(lambda a: jnp.stack([a] * 4), problem.params(problem.mean))
     draws, _ = run_chains(algorithm, starts, problem.batch, 3000)
-    agrees_with_gaussian(draws, problem.mean, temperature * problem.cov)
+    agrees_with_moments(draws, problem.mean, temperature * problem.cov)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -561,7 +542,7 @@ def test_densities_are_those_of_the_draws(case):
     draws = np.asarray(jax.jit(jax.vmap(case.algorithm.sample, (0, None)))(keys, state)["kernel"])[..., 0]
     known = multivariate_normal(mean, cov).logpdf(draws[:50])
     np.testing.assert_allclose(jax.vmap(log_prob)(draws[:50]), known, atol=2e-3)
-    agrees_with_gaussian(draws[None].astype(np.float64), mean, cov)
+    agrees_with_moments(draws[None].astype(np.float64), mean, cov)
 
 
 def test_which_methods_have_a_density():

@@ -15,7 +15,7 @@ import pytest
 from blackjax.adaptation.mclmc_adaptation import make_L_step_size_adaptation
 from numpyro.contrib.ecs_proxies import perturbed_method, taylor_proxy
 from numpyro.contrib.einstein import SVGD, RBFKernel
-from problems import linear
+from problems import agrees, agrees_with_moments, linear
 from scipy.special import expit
 
 from bnn_jax import chains, diagnostics, loop, microcanonical, trees
@@ -25,8 +25,6 @@ from bnn_jax.likelihoods import bernoulli, gaussian
 from bnn_jax.priors import isotropic
 from bnn_jax.types import Batch, UserError
 
-SIGMAS = 5
-MIN_ESS = 1500  # fewer effective draws could not tell right from wrong
 PROBLEM = linear()
 PRIOR, LIKELIHOOD = isotropic.build(PROBLEM.std), gaussian.build(PROBLEM.sigma)
 
@@ -51,21 +49,6 @@ def run_chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1):
     draws = jax.tree.map(join, *(block.draws for block in blocks))
     flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(draws)]
     return np.concatenate(flat, -1).astype(np.float64), jax.tree.map(join, *(block.trace for block in blocks))
-
-
-def agrees(values, exact):
-    """The mean of `values` (C, D, n) is `exact` (n,) within `SIGMAS` Monte Carlo standard errors."""
-    ess = np.minimum(diagnostics.ess_bulk(values), values.shape[0] * values.shape[1])
-    assert np.all(ess > MIN_ESS), f"only {np.min(ess):.0f} effective draws"
-    away = np.abs(values.mean((0, 1)) - exact) / (values.std((0, 1)) / np.sqrt(ess))
-    assert np.all(away < SIGMAS), f"{np.max(away):.1f} standard errors from the exact value"
-
-
-def agrees_with_moments(draws, mean, cov):
-    """Mean and covariance, around the exact mean."""
-    agrees(draws, mean)
-    rows, columns = np.triu_indices(len(mean))
-    agrees((draws - mean)[..., rows] * (draws - mean)[..., columns], cov[rows, columns])
 
 
 def spread(params):

@@ -218,3 +218,9 @@ def test_streams_are_apart_and_stay():
     assert words(0, "map") == words(0, "map")
     want = jax.random.fold_in(jax.random.key(7), 3632233996)  # crc32 of "test", RFC 1952
     assert words(7, "test") == tuple(jax.random.key_data(want).tolist())
+
+
+def test_slug():
+    assert runs.slug("VI, low rank (5)") == "vi-low-rank-5"
+    assert runs.slug("mlp(hidden=(9, 9))") == "mlp-hidden-9-9"
+    assert runs.slug("sgld(step_size=0.5)") == "sgld-step_size-0.5"

@@ -279,7 +279,7 @@ def test_a_study_runs_what_is_missing_and_writes_its_page_when_all_is_there(toys
     assert not page.exists()
     study.main(toys.study, toys.options)
     assert [settings.method for settings in toys.asked] == ["vi", "map"]
-    assert toys.asked[0].out == toys.root / "runs" / "toys" / "vi--2-0"
+    assert toys.asked[0].out == toys.root / "runs" / "toys" / "vi-2-0"
     kept = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())
     assert [kept["methods"][label]["runs"][0]["seconds"] for label in ("MAP", "VI, 2")] == [2.0, 9.0]
     assert kept["methods"]["MAP"]["command"] == "python scripts/train.py --method map"
@@ -316,7 +316,7 @@ def test_quick_may_leave_labels_out(toys):
 
 def test_what_goes_beyond_scores_is_recorded_and_shown(toys):
     def analyse(folders, pictures, quick):
-        assert folders["VI, 2"] == [toys.root / "runs" / "toys" / "vi--2-0"]
+        assert folders["VI, 2"] == [toys.root / "runs" / "toys" / "vi-2-0"]
         assert pictures.is_dir()
         (pictures / "curve.png").write_bytes(b"")
         return {"slope": 3, "quick": quick}

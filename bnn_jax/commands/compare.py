@@ -11,7 +11,6 @@ step's result; the same command continues an interrupted run and repeats the tab
 
 import dataclasses
 import math
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -112,16 +111,11 @@ def main(config: Config) -> int:
     runs.write_json(out / "results.json", results)
     inference = [name for name, fit in fitted.items() if fit.trace]
     for name in inference:
-        inference_data.write(out / f"{folder_name(name)}.nc", fitted[name].draws, fitted[name].trace)
+        inference_data.write(out / f"{runs.slug(name)}.nc", fitted[name].draws, fitted[name].trace)
     comparison.write(out, results, evidence)
     console.print(tables.console(results))
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
     return 1 if inference and results["reference"] is None else 0
-
-
-def folder_name(method: str) -> str:
-    """Of a method in the run folder: its name may set arguments."""
-    return re.sub(r"[^\w.-]+", "-", method).strip("-")
 
 
 def settle(config: Config) -> tuple[Config, Path]:
@@ -153,7 +147,7 @@ def settle(config: Config) -> tuple[Config, Path]:
     if config.beta_warmup < 0:
         raise UserError(f"--beta-warmup must not be negative, not {config.beta_warmup}")
     folder = f"compare-{config.dataset}-{config.net}-seed{config.seed}{'-quick' if config.quick else ''}"
-    return config, config.out or Path("runs") / folder
+    return config, config.out or Path("runs") / runs.slug(folder)
 
 
 def build(config: Config, found: Dataset) -> Setup:
@@ -206,7 +200,7 @@ def fit_all(
         schedule = training.Schedule(num_steps, config.batch_size, period=num_steps)
         with track(console, name, num_steps) as progress:
             return training.optimise(
-                out / folder_name(name),
+                out / runs.slug(name),
                 stream(name),
                 method,
                 params,
@@ -230,7 +224,7 @@ def fit_all(
             sizes = training.Sizes(config.num_warmup, config.num_draws, config.thin, config.block_size)
             with track(console, name, config.num_warmup + config.num_draws * config.thin) as progress:
                 fitted[name] = training.sample(
-                    out / folder_name(name),
+                    out / runs.slug(name),
                     stream(name),
                     method,
                     modes,

@@ -18,8 +18,7 @@ from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "compare.json"
-LEAPFROG = ROOT / "benchmarks" / "results" / "leapfrog.json"
-LEAPFROG_SCRIPT = ROOT / "benchmarks" / "leapfrog.py"
+SPEED = ("leapfrog", "peers")  # benchmarks whose tables stand in docs/performance.md
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +40,11 @@ def main(config: Config) -> None:
     )
     fill(ROOT / "README.md", "compare", f"{tables.markdown(results)}- Seconds on {where}.\n")
     fill(ROOT / "README.md", "studies", "\n".join([*study_page.overview(studies()), ""]))
-    measured = runs.read_json(LEAPFROG)
-    if measured is not None:
-        fill(ROOT / "docs" / "performance.md", "leapfrog", _script(LEAPFROG_SCRIPT).table(measured) + "\n")
+    for name in SPEED:
+        measured = runs.read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
+        if measured is not None:
+            found = _script(ROOT / "benchmarks" / f"{name}.py").table(measured)
+            fill(ROOT / "docs" / "performance.md", name, found + "\n")
 
 
 def studies() -> list[tuple[Any, dict[str, Any]]]:

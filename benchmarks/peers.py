@@ -1,0 +1,291 @@
+"""Mean-field VI of LeNet-5 beside other libraries: training and prediction, in CPU time of one thread.
+
+    python benchmarks/peers.py --peers-python VENV/bin/python     11 minutes of one CPU core
+    python benchmarks/peers.py --quick                            a turn of few steps, no number to trust
+
+LeNet 6-16-120-84-10 (`bnn_jax/nets/lenet.py`), 6,000 images of 28x28 noisy patterns, batches of 128, Adam
+1e-3 (IVON is its own optimiser), one draw of the weights a step, loss: mean cross-entropy + KL / N, prior
+N(0, 1), every posterior standard deviation 0.05 at the start. Measured, each contestant in a process of its
+own on one core, with one thread that computes:
+
+    train      steps per CPU second
+    predict    CPU seconds for the mean prediction of 30 draws for 1,000 images
+    start      CPU seconds from the imports until the first step is done: building and compiling
+    KL         the KL term that a library adds to its loss, by the closed form at the same posterior: 1 if
+               it is right; where it is estimated from draws, the mean of 30
+
+The contestants take turns and ratios are taken within a turn, as in `leapfrog.py`. Where the quartiles of a
+ratio differ by more than a quarter it is not told. Other work on the machine changes CPU time little, by
+shared caches and clock rates. "deterministic" is the plain network with the same optimiser; 30 passes of it
+stand for draws. A peer that is not installed or fails is listed as such. The PyTorch libraries may have an
+environment of their own:
+
+    python -m venv VENV
+    VENV/bin/pip install torch==2.13.0 torchvision==0.28.0
+    VENV/bin/pip install torch==2.13.0 ivon-opt==0.1.3 bayesian-torch==0.5.0 blitz-bayesian-pytorch==0.2.8 \\
+        posteriors==0.1.3 torchopt==0.7.3 "torch-uncertainty[cpu]==0.13.0"
+
+torch comes first, in its CPU build if there is the choice and torchvision then from the same place: a
+library alone may bring another. NumPyro is
+there, BlackJAX is the extra `blackjax`. `peer_worker.py` runs a contestant of `peers_jax.py` or
+`peers_torch.py`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from bnn_jax import cli, runs
+from bnn_jax.types import UserError
+
+HERE = Path(__file__).parent
+OURS = ("ours", "ours, flipout")
+JAX = (*OURS, "flax, deterministic", "numpyro", "blackjax")
+FASTEST = ("ivon-opt", "bayesian-torch", "bayesian-torch, flipout")
+TORCH = ("torch, deterministic", *FASTEST, "blitz", "posteriors", "torch-uncertainty")
+PEERS = (*FASTEST, "blitz", "posteriors", "torch-uncertainty", "numpyro", "blackjax")  # the Bayesian ones
+BARS = {  # ratio: what is measured, of whom, the best of whom, at least
+    "train: ours / fastest of ivon-opt and bayesian-torch": ("train", "ours", FASTEST, 1.0),
+    "train: ours / numpyro": ("train", "ours", ("numpyro",), 1.8),
+    "train: ours / blackjax": ("train", "ours", ("blackjax",), 1.8),
+    "predict: ours faster than the fastest peer by": ("predict", "ours", PEERS, 1.5),
+    "train: ours / flax, deterministic": ("train", "ours", ("flax, deterministic",), None),
+    "train: ours, flipout / bayesian-torch, flipout": (
+        "train",
+        "ours, flipout",
+        ("bayesian-torch, flipout",),
+        None,
+    ),
+}
+WIDE = 1.25  # upper by lower quartile of a ratio beyond which it is not told
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    peers_python: Path = Path(sys.executable)  # interpreter of the PyTorch libraries
+    turns: int = 10  # of every contestant, at most
+    seconds: float = 3600.0  # of wall time after which no turn starts
+    steps: int = 30  # training steps of a turn
+    draws: int = 30  # posterior draws of a prediction
+    images: int = 1000  # test images of a prediction
+    num_train: int = 6000  # N
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    std: float = 0.05  # of every weight's posterior at the start
+    only: tuple[str, ...] = ()  # contestants; default all
+    out: Path = Path("benchmarks/results/peers.json")  # where the JSON goes
+    quick: bool = False  # 1 turn of 2 steps and 2 draws for 100 images
+
+
+class Worker(NamedTuple):
+    """A contestant's process."""
+
+    process: subprocess.Popen
+    errors: Any  # file of its standard error
+
+
+def main(config: Config) -> None:
+    """Measure, write the JSON, print the table made from it."""
+    if config.quick:
+        config = dataclasses.replace(config, turns=1, steps=2, draws=2, images=100)
+    for name in ("turns", "steps", "draws", "images"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
+    measured = measure(commands(config), config)
+    results = {
+        "config": runs.as_config(config, leave_out=("out", "peers_python")),
+        "environment": runs.environment(),
+        **summarise(measured, config),
+        "turns": {name: found["turns"] for name, found in measured.items() if "turns" in found},
+    }
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(config.out, results)
+    print(table(runs.read_json(config.out)))
+
+
+def commands(config: Config) -> dict[str, list[str]]:
+    """What starts each contestant.
+
+    Raises:
+        UserError: no such contestant, or no interpreter.
+    """
+    if unknown := set(config.only) - {*JAX, *TORCH}:
+        raise UserError(f"no contestant {min(unknown)!r}: choose from {'; '.join((*JAX, *TORCH))}")
+    if not config.peers_python.exists():
+        raise UserError(f"no interpreter at --peers-python {config.peers_python}")
+    start = lambda python, file, name: [str(python), str(HERE / "peer_worker.py"), str(HERE / file), name]
+    ours = {name: start(sys.executable, "peers_jax.py", name) for name in JAX}
+    theirs = {name: start(config.peers_python, "peers_torch.py", name) for name in TORCH}
+    return {name: how for name, how in (ours | theirs).items() if not config.only or name in config.only}
+
+
+def measure(how: Mapping[str, Sequence[str]], config: Config) -> dict[str, dict[str, Any]]:
+    """What every contestant told: `note` alone if it is missing or failed, else `start` and `turns` (seconds
+    of each turn), `kl`, `closed_form`, `accuracy` and `versions`."""
+    console = Console(stderr=True, highlight=False)
+    setting = dict(num_test=config.images, std=config.std)
+    setting |= {name: getattr(config, name) for name in ("num_train", "batch_size", "learning_rate")}
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(running(command)) for name, command in how.items()}
+
+        def asked(name: str, **command: Any) -> dict[str, Any]:
+            answer = ask(workers[name], command)
+            if note := wrong(answer):
+                found[name] = {"note": note}
+                del workers[name]
+                console.print(f"{name}: {note}", markup=False)
+            return answer
+
+        for name in how:
+            answer = asked(name, do="start", setting=setting)
+            if name in workers:
+                found[name] = {"start": answer["seconds"], "versions": answer["versions"]}
+                found[name]["turns"] = {"train": [], "predict": []}
+                console.print(f"{name}: first step after {answer['seconds']:.1f} s", markup=False)
+        for name in list(workers):
+            answer = asked(name, do="kl")
+            if name in workers:
+                found[name] |= {"kl": answer["kl"], "closed_form": answer["closed_form"]}
+        end = time.monotonic() + config.seconds
+        for turn in range(config.turns + 1):  # the first is not counted: a prediction compiles
+            if turn > 1 and time.monotonic() > end:
+                break
+            for name in list(workers):
+                steps = asked(name, do="train", count=config.steps)
+                draws = asked(name, do="predict", count=config.draws) if name in workers else {}
+                if name in workers:
+                    found[name]["accuracy"] = draws["accuracy"]
+                    if turn:
+                        found[name]["turns"]["train"].append(steps["seconds"])
+                        found[name]["turns"]["predict"].append(draws["seconds"])
+            console.print(f"turn {turn} of {config.turns}" if turn else "a turn that is not counted")
+    return found
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str]):
+    """A worker, ended at the end. It does not see Ctrl-C: the end of its input is what it waits for."""
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, **pipes, start_new_session=True)
+        try:
+            yield Worker(process, errors)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+
+def ask(worker: Worker, command: Mapping[str, Any]) -> dict[str, Any]:
+    """A worker's answer; an error if it has died."""
+    try:
+        print(json.dumps(command), file=worker.process.stdin, flush=True)
+        line = worker.process.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    if line:
+        return json.loads(line)
+    code = worker.process.wait()
+    worker.errors.seek(0)
+    last = (worker.errors.read().strip().splitlines() or ["no message"])[-1]
+    return {"error": f"ended with {code}: {last}"}
+
+
+def wrong(answer: Mapping[str, Any]) -> str:
+    """Why there are no numbers, in one line; empty if there are."""
+    if "missing" in answer:
+        return f"not installed (no module {answer['missing']})"
+    return f"failed: {answer['error']}" if "error" in answer else ""
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(median), "q25": float(low), "q75": float(high)}
+
+
+def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict[str, Any]:
+    """Medians and quartiles over turns, ratios within a turn, and whether they pass their bars."""
+    rows, versions, speeds = {}, {}, {"train": {}, "predict": {}}
+    for name, found in measured.items():
+        if "note" in found:
+            rows[name] = {"note": found["note"]}
+            continue
+        seconds = {what: np.array(values) for what, values in found["turns"].items()}
+        versions |= found["versions"]
+        speeds["train"][name] = config.steps / seconds["train"]
+        speeds["predict"][name] = 1 / seconds["predict"]
+        rows[name] = {
+            "steps_per_second": spread(speeds["train"][name]),
+            "predict_seconds": spread(seconds["predict"]),
+            "start_seconds": found["start"],
+            "kl_ratio": None if found["kl"] is None else found["kl"] / found["closed_form"],
+            "accuracy": found["accuracy"],
+        }
+    ratios = {}
+    for label, (what, one, others, bar) in BARS.items():
+        there = [speeds[what][name] for name in others if name in speeds[what]]
+        if one in speeds[what] and there:
+            values = spread(speeds[what][one] / np.max(there, axis=0))
+            ratios[label] = {**values, "bar": bar, "met": verdict(values, bar)}
+    num_turns = max((len(values) for values in speeds["train"].values()), default=0)
+    return {"num_turns": num_turns, "contestants": rows, "ratios": ratios, "versions": versions}
+
+
+def verdict(ratio: Mapping[str, float], bar: float | None) -> str:
+    """Whether a ratio is at least its bar: "yes", "no", or "unclear" where the spread hides the ratio or the
+    quartiles lie on both sides; empty without a bar."""
+    if bar is None:
+        return ""
+    if hidden(ratio) or ratio["q25"] < bar <= ratio["q75"]:
+        return "unclear"
+    return "yes" if ratio["q25"] >= bar else "no"
+
+
+def hidden(ratio: Mapping[str, float]) -> bool:
+    """Whether a ratio's quartiles are too far apart to tell it."""
+    return ratio["q75"] > WIDE * ratio["q25"]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    number = lambda s: f"{s['median']:.3g} ({s['q25']:.3g} to {s['q75']:.3g})"
+    config, environment = results["config"], results["environment"]
+    head = ("steps per CPU s", f"{config['draws']} draws x {config['images']:,} images, CPU s")
+    lines = [
+        f"| | train: {head[0]} | predict: {head[1]} | start: CPU s | KL / closed form |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in results["contestants"].items():
+        if "note" in row:
+            note = row["note"].replace("|", "/").replace("<", "&lt;")
+            lines.append(f"| {name} | {note} | - | - | - |")
+            continue
+        kl = "-" if row["kl_ratio"] is None else f"{row['kl_ratio']:.3g}"
+        cells = (number(row["steps_per_second"]), number(row["predict_seconds"]))
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['start_seconds']:.3g} | {kl} |")
+    lines += ["", "| ratio | median (quartiles) | bar | met |", "|---|---|---|---|"]
+    for name, ratio in results["ratios"].items():
+        told = "hidden by the spread" if hidden(ratio) else number(ratio)
+        bar = "" if ratio["bar"] is None else f"at least {ratio['bar']:g}"
+        lines.append(f"| {name} | {told} | {bar} | {ratio['met']} |")
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    about = f"{results['num_turns']} turns on one core; Python {environment['python']}"
+    return "\n".join([*lines, "", f"{about}; {versions}."])
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, __doc__)

@@ -15,10 +15,10 @@ own on one core, with one thread that computes:
                it is right; where it is estimated from draws, the mean of 30
 
 The contestants take turns and ratios are taken within a turn, as in `leapfrog.py`. Where the quartiles of a
-ratio differ by more than a quarter it is not told. Other work on the machine changes CPU time little, by
-shared caches and clock rates. "deterministic" is the plain network with the same optimiser; 30 passes of it
-stand for draws. A peer that is not installed or fails is listed as such. The PyTorch libraries may have an
-environment of their own:
+ratio differ by more than a quarter, or are of fewer than three turns, it is not told. Other work on the
+machine changes CPU time little, by shared caches and clock rates. Whole turns are kept on Ctrl-C.
+"deterministic" is the plain network with the same optimiser; 30 passes of it stand for draws. A peer that is
+not installed or fails is listed as such. The PyTorch libraries may have an environment of their own:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.13.0 torchvision==0.28.0
@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,7 @@ BARS = {  # ratio: what is measured, of whom, the best of whom, at least
     ),
 }
 WIDE = 1.25  # upper by lower quartile of a ratio beyond which it is not told
+FEW = 3  # turns below which no ratio is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +96,23 @@ class Worker(NamedTuple):
 
 
 def main(config: Config) -> None:
-    """Measure, write the JSON, print the table made from it."""
+    """Measure, write the JSON after every turn, print the table made from it."""
     if config.quick:
         config = dataclasses.replace(config, turns=1, steps=2, draws=2, images=100)
     for name in ("turns", "steps", "draws", "images"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    measured = measure(commands(config), config)
-    results = {
+    about = {
         "config": runs.as_config(config, leave_out=("out", "peers_python")),
         "environment": runs.environment(),
-        **summarise(measured, config),
-        "turns": {name: found["turns"] for name, found in measured.items() if "turns" in found},
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(config.out, results)
+
+    def keep(measured: dict[str, dict[str, Any]]) -> None:
+        turns = {name: found["turns"] for name, found in measured.items() if "turns" in found}
+        runs.write_json(config.out, {**about, **summarise(measured, config), "turns": turns})
+
+    keep(measure(commands(config), config, keep))
     print(table(runs.read_json(config.out)))
 
 
@@ -129,9 +132,11 @@ def commands(config: Config) -> dict[str, list[str]]:
     return {name: how for name, how in (ours | theirs).items() if not config.only or name in config.only}
 
 
-def measure(how: Mapping[str, Sequence[str]], config: Config) -> dict[str, dict[str, Any]]:
+def measure(
+    how: Mapping[str, Sequence[str]], config: Config, keep: Callable[[dict[str, dict[str, Any]]], None]
+) -> dict[str, dict[str, Any]]:
     """What every contestant told: `note` alone if it is missing or failed, else `start` and `turns` (seconds
-    of each turn), `kl`, `closed_form`, `accuracy` and `versions`."""
+    of each turn), `kl`, `closed_form`, `accuracy` and `versions`. `keep` gets it after every whole turn."""
     console = Console(stderr=True, highlight=False)
     setting = dict(num_test=config.images, std=config.std)
     setting |= {name: getattr(config, name) for name in ("num_train", "batch_size", "learning_rate")}
@@ -170,6 +175,8 @@ def measure(how: Mapping[str, Sequence[str]], config: Config) -> dict[str, dict[
                         found[name]["turns"]["train"].append(steps["seconds"])
                         found[name]["turns"]["predict"].append(draws["seconds"])
             console.print(f"turn {turn} of {config.turns}" if turn else "a turn that is not counted")
+            if turn:
+                keep(found)
     return found
 
 
@@ -240,7 +247,8 @@ def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict
         there = [speeds[what][name] for name in others if name in speeds[what]]
         if one in speeds[what] and there:
             values = spread(speeds[what][one] / np.max(there, axis=0))
-            ratios[label] = {**values, "bar": bar, "met": verdict(values, bar)}
+            values["turns"] = len(there[0])
+            ratios[label] = {**values, "bar": bar, "met": verdict(values, bar), "hidden": hidden(values)}
     num_turns = max((len(values) for values in speeds["train"].values()), default=0)
     return {"num_turns": num_turns, "contestants": rows, "ratios": ratios, "versions": versions}
 
@@ -256,8 +264,8 @@ def verdict(ratio: Mapping[str, float], bar: float | None) -> str:
 
 
 def hidden(ratio: Mapping[str, float]) -> bool:
-    """Whether a ratio's quartiles are too far apart to tell it."""
-    return ratio["q75"] > WIDE * ratio["q25"]
+    """Whether a ratio is not to be told: its quartiles are too far apart, or of too few turns."""
+    return ratio["turns"] < FEW or ratio["q75"] > WIDE * ratio["q25"]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -279,7 +287,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['start_seconds']:.3g} | {kl} |")
     lines += ["", "| ratio | median (quartiles) | bar | met |", "|---|---|---|---|"]
     for name, ratio in results["ratios"].items():
-        told = "hidden by the spread" if hidden(ratio) else number(ratio)
+        told = "hidden by the spread, or too few turns" if ratio["hidden"] else number(ratio)
         bar = "" if ratio["bar"] is None else f"at least {ratio['bar']:g}"
         lines.append(f"| {name} | {told} | {bar} | {ratio['met']} |")
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())

@@ -59,7 +59,9 @@ def test_workers_answer_fail_or_are_not_there(fake):
         "later": fake(limit=5),
         "dead": dies,
     }
-    found = peers.measure(how, config)
+    kept = []
+    found = peers.measure(how, config, lambda found: kept.append(len(found["good"]["turns"]["predict"])))
+    assert kept == [1, 2]
     assert found["missing"] == {"note": "not installed (no module no_such_module)"}
     assert found["first step"] == {"note": "failed: RuntimeError: no more steps"}
     assert found["later"] == {"note": "failed: RuntimeError: no more steps"}
@@ -99,25 +101,32 @@ def test_summary():
     assert summary["versions"] == {"a": "1", "b": "2"}
     first, blackjax, predict = summary["ratios"].values()  # what is not there has no ratio
     # within turns: 1 / (1/2), (1/2) / 1, (1/2) / (1/4)
-    assert first == {"median": 2, "q25": 1.25, "q75": 2, "bar": 1, "met": "unclear"}
-    assert blackjax == {"median": 2, "q25": 2, "q75": 2, "bar": 1.8, "met": "yes"}
+    of = {"turns": 3, "q75": 2, "median": 2}
+    assert first == {**of, "q25": 1.25, "bar": 1, "met": "unclear", "hidden": True}
+    assert blackjax == {**of, "q25": 2, "bar": 1.8, "met": "yes", "hidden": False}
     assert (predict["median"], predict["met"]) == (1.5, "unclear")  # of 2, 1.2 and 1.5
     results = {**summary, "config": {"draws": 30, "images": 1000}, "environment": {"python": "3.11"}}
     lines = peers.table(results).splitlines()
     assert lines[2] == "| ours | 15 (15 to 22.5) | 1 (1 to 1) | 1 | 0.75 |"
     assert lines[6] == "| numpyro | not installed (no module numpyro) | - | - | - |"
     ivon, other = (line for line in lines if line.startswith("| train:"))
-    assert ivon.endswith("| hidden by the spread | at least 1 | unclear |")
+    assert ivon.endswith("| hidden by the spread, or too few turns | at least 1 | unclear |")
     assert other == "| train: ours / blackjax | 2 (2 to 2) | at least 1.8 | yes |"
     assert lines[-1] == "3 turns on one core; Python 3.11; a 1, b 2."
 
 
 @pytest.mark.parametrize(
-    ("q25", "median", "q75", "met"),
-    [(1.8, 1.9, 2.0, "yes"), (1.7, 1.75, 1.79, "no"), (1.7, 1.9, 2.0, "unclear"), (2.0, 2.2, 2.6, "unclear")],
+    ("q25", "q75", "turns", "met"),
+    [
+        (1.8, 2.0, 3, "yes"),
+        (1.7, 1.79, 3, "no"),
+        (1.7, 2.0, 3, "unclear"),
+        (2.0, 2.6, 3, "unclear"),
+        (2.0, 2.0, 2, "unclear"),
+    ],
 )
-def test_a_bar_is_passed_by_the_quartiles(q25, median, q75, met):
-    ratio = {"q25": q25, "median": median, "q75": q75}
+def test_a_bar_is_passed_by_the_quartiles(q25, q75, turns, met):
+    ratio = {"q25": q25, "q75": q75, "turns": turns}
     assert peers.verdict(ratio, 1.8) == met
     assert peers.verdict(ratio, None) == ""
 

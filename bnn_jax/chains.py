@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bnn_jax import sharding
+from bnn_jax import processes, sharding
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 
@@ -47,7 +47,8 @@ def collect(
         num_draws: draws a chain, a multiple of `block_size`.
         thin: steps a draw.
         block_size: draws a chain in one block: the memory that a run needs.
-        mesh: devices for the chains; None spreads them over those there are.
+        mesh: devices for the chains, its sample axis, and for the data of each, its data axis; None spreads
+            the chains over the devices there are, and their data over those that are left.
         resume: (index, state) of the last block that was kept; its successors come next.
         progress: called with the number of steps done and the last trace, name -> (C,).
 
@@ -62,7 +63,7 @@ def collect(
     mesh = mesh or sharding.chain_mesh(chains)
     key_init, key_steps = jax.random.split(key)
     numbers = sharding.place(jnp.arange(chains), mesh, "sample")
-    data = sharding.place(jax.tree.map(jnp.asarray, data), mesh)
+    data = sharding.place_examples(jax.tree.map(jnp.asarray, data), mesh)
 
     def init(_, per_chain):
         number, start = per_chain
@@ -70,6 +71,7 @@ def collect(
 
     def run(shared, per_chain):
         data, first, stride = shared
+        data = sharding.constrain(data, None, "data")
         number, state = per_chain
         own = jax.random.fold_in(key_steps, number)
         take = lambda state, t: algorithm.step(jax.random.fold_in(own, t), state, data)
@@ -100,9 +102,10 @@ def collect(
     plan += [(i, num_warmup + i * block_size * thin, thin) for i in range(done, num_draws // block_size)]
     for index, first, stride in plan:
         state, draws, trace = block((data, first, stride), (numbers, state))
+        trace = processes.readable(trace)
         progress(first + block_size * stride, {name: np.asarray(a)[:, -1] for name, a in trace.items()})
         if index is not None:
-            yield Block(index, draws, trace, state)
+            yield Block(index, processes.readable(draws), trace, processes.readable(state))
 
 
 def check_blocks(num_chains: int, num_warmup: int, num_draws: int, thin: int, block_size: int) -> None:

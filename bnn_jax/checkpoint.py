@@ -18,12 +18,14 @@ from bnn_jax.types import UserError
 
 
 def save(path: Path, tree: Any) -> None:
-    """Write `tree` to the folder `path`, replacing a checkpoint that is there."""
-    ocp.save(path.absolute(), tree, overwrite=True)
+    """Write `tree` to the folder `path`, replacing a checkpoint that is there. Of several processes all call
+    this with the same tree; it returns in each once the checkpoint is whole."""
+    ocp.save(path.absolute(), jax.tree.map(np.asarray, tree), overwrite=True)
 
 
 def save_async(path: Path, tree: Any) -> Callable[[], None]:
-    """Begin to write `tree` to the folder `path`, which must not exist, in the background.
+    """Begin to write `tree` to the folder `path`, which must not exist, in the background; of several
+    processes as `save`.
 
     Returns:
         waits until it is written; raises what went wrong. Until then nothing is at `path`.
@@ -44,7 +46,7 @@ def load(path: Path, like: Any) -> Any:
     """
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever the state was written from
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever the state was written from
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
     try:
         # Compared before reading: orbax casts other dtypes silently and logs tracebacks for other shapes.

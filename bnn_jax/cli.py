@@ -16,6 +16,7 @@ import jax
 import tyro
 from rich.console import Console
 
+from bnn_jax import processes
 from bnn_jax.types import UserError
 
 USER_ERROR, INTERRUPTED, NO_READER = 2, 130, 141
@@ -26,6 +27,7 @@ def run(
     config: type,
     description: str,
     cpu_devices: Callable[[Any], int] = lambda config: 1,
+    several: bool = False,
 ) -> None:
     """Parse `config` from the command line, call `main` with it and exit.
 
@@ -35,12 +37,15 @@ def run(
         description: the first lines of `--help`.
         cpu_devices: how many devices the CPU counts as: one for each chain lets them run side by side.
             Accelerators are taken as they are.
+        several: whether `main` runs as several processes, where there are (`processes.join`).
     """
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         settings = tyro.cli(config, description=description)
         jax.config.update("jax_num_cpu_devices", max(cpu_devices(settings), 1))
         keep_programs()
+        if several:
+            processes.join()
         code = main(settings) or 0
     except UserError as error:
         stderr.print(f"error: {error}", markup=False)

@@ -32,6 +32,7 @@ from bnn_jax import (
     recorder,
     runs,
     settings,
+    sharding,
     streamed,
     training,
 )
@@ -212,6 +213,7 @@ def train(
                 record=experiment.record,
                 visit=experiment.plan.indices,
                 transform=experiment.transform,
+                mesh=sharding.batch_mesh(config.batch_size),
                 progress=report,
                 on_row=on_row,
             )

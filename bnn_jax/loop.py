@@ -135,7 +135,8 @@ def stepper(
             batch = sharding.constrain(batch, mesh, "data")
         if transform is not None:
             batch = batch._replace(x=transform(jax.random.fold_in(key_transform, t), batch.x, numbers))
-        return algorithm.step(jax.random.fold_in(key_steps, t), state, batch)
+        state, info = algorithm.step(jax.random.fold_in(key_steps, t), state, batch)
+        return state if mesh is None else sharding.constrain(state, mesh, None), info
 
     def zeros(state, batch, numbers):
         shapes = jax.eval_shape(take, state, 0, batch, numbers)[1]

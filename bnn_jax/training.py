@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from bnn_jax import chains, checkpoint, draws, loop, optimizers, runs
+from bnn_jax import chains, checkpoint, draws, loop, optimizers, processes, runs, sharding
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 Row = dict[str, float]
@@ -87,6 +88,7 @@ def optimise(
     record: Callable[[Any], Row] = lambda state: {},
     visit: np.ndarray | None = None,
     transform: Callable | None = None,
+    mesh: Mesh | None = None,
     finished_only: bool = False,
     progress: Callable[[int, Info], None] = lambda done, info: None,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -99,7 +101,7 @@ def optimise(
         evaluate: state -> scores for the history, what the schedule monitors among them; None without
             validation data.
         record: state -> whatever else the history should tell, see `recorder`.
-        visit, transform: as in `loop.stepper`.
+        visit, transform, mesh: as in `loop.stepper`.
         finished_only: refuse to train.
         progress: as in `loop.fit`.
         on_row: called with every new row of the history.
@@ -118,7 +120,7 @@ def optimise(
         raise UserError(f"{folder} is not finished; run its command again first")
     folder.mkdir(parents=True, exist_ok=True)
     advance = loop.stepper(
-        key, algorithm, data, batch_size=schedule.batch_size, visit=visit, transform=transform
+        key, algorithm, data, batch_size=schedule.batch_size, visit=visit, transform=transform, mesh=mesh
     )
     plateau = schedule.plateau.init({}) if schedule.plateau else ()
     scalar = lambda value: np.asarray(value, np.float32)
@@ -138,7 +140,9 @@ def optimise(
             progress(last, info)
             if last % schedule.period and last < schedule.num_steps:
                 continue
-            row = {"step": last, **_mean(infos), **(evaluate(state) if evaluate else {}), **record(state)}
+            here = state if mesh is None else sharding.local(state)
+            row = {"step": last, **_mean(infos), **(evaluate(here) if evaluate else {}), **record(here)}
+            row = processes.agreed(row)
             infos = []
             history.append(row)
             on_row(row)
@@ -154,13 +158,14 @@ def optimise(
     finally:
         wait()  # after an interruption, too: whoever goes on finds a whole checkpoint
     _prune(folder, schedule.keep, int(now.best_step))
-    state, step = now.state, history[-1]["step"]
+    state, step = now.state if mesh is None else sharding.local(now.state), history[-1]["step"]
     if schedule.patience is not None:
         step = int(now.best_step)
         state = checkpoint.load(_checkpoint(folder, step), like).state
     checkpoint.save(folder / "state", state)
     outcome = {"step": step, "stopped": stopped, "seconds": before + time.monotonic() - begin}
-    runs.write_json(folder / OUTCOME, outcome)
+    if processes.is_first():
+        runs.write_json(folder / OUTCOME, outcome)
     return Outcome(state, history, **outcome)
 
 
@@ -202,13 +207,15 @@ def sample(
         for block in chains.collect(
             key, algorithm, starts, data, **sizes._asdict(), resume=resume, progress=progress
         ):
-            draws.write_block(folder, block.index, block.draws, block.trace)
+            if processes.is_first():
+                draws.write_block(folder, block.index, block.draws, block.trace)
             state = folder / f"state-{block.index}"
-            checkpoint.save(state, block.state)
-            # Only now does the block count; a kill before this line repeats it.
+            checkpoint.save(state, block.state)  # returns in all processes once all of it is written
             record = {"blocks": block.index + 1, "seconds": seconds + time.monotonic() - begin}
-            runs.write_json(folder / PROGRESS, record)
-            checkpoint.keep_only([state])
+            if processes.is_first():
+                # Only now does the block count; a kill before this line repeats it.
+                runs.write_json(folder / PROGRESS, record)
+                checkpoint.keep_only([state])
         seconds = record["seconds"]
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), starts)
     return Draws(*draws.load(folder, like, num_blocks), seconds)
@@ -267,12 +274,16 @@ def _checkpoint(folder, step):
 
 
 def _prune(folder, keep, best_step):
+    if not processes.is_first():
+        return
     steps = checkpoint.steps(folder / "checkpoints")
     wanted = {*steps[-keep:], best_step}
     checkpoint.keep_only([_checkpoint(folder, step) for step in steps if step in wanted])
 
 
 def _write_history(folder, history):
+    if not processes.is_first():
+        return
     runs.write_json(folder / HISTORY, history)
     names = list(dict.fromkeys(name for row in history for name in row))
     temporary = folder / "history.csv.tmp"

@@ -138,13 +138,13 @@ def test_batches_must_split():
         fit("map", "sampling", sharding.make_mesh(1, 3))
 
 
-def collect(method, mesh):
+def collect(method, mesh, number=CHAINS, data=DATA):
     blocks = chains.collect(
         jax.random.key(3),
         # The step size of mclmc follows the energy's error in a step, here not far above rounding.
         build(method, num_warmup=0 if method == "mclmc" else 2),
-        random_like(SHAPES, 4, (CHAINS,)),
-        DATA,
+        random_like(SHAPES, 4, (number,)),
+        data,
         num_warmup=2,
         num_draws=4,
         block_size=2,
@@ -186,6 +186,36 @@ def test_chains_on_eight_devices_equal_those_on_one(method, monkeypatch):
     assert "all-reduce" in compiled(lambda a: jax.tree.map(lambda b: b.sum(0), a), starts)
 
 
+@pytest.mark.parametrize(("method", "size"), [("hmc", N), ("hmc", N - 1), ("nuts", N)])
+def test_chains_on_data_split_over_devices_equal_those_on_one(method, size, monkeypatch):
+    """An even share of the examples for each of four devices or not. Gradients are reduced once a leapfrog
+    and once before, among the devices of a chain, and nothing else is."""
+    data, programs, over_chains = Batch(DATA.x[:size], DATA.y[:size]), [], sharding.over_chains
+
+    def recorded(f, mesh):
+        mapped = over_chains(f, mesh)
+
+        def call(*args):
+            programs.append((mapped, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)))
+            return mapped(*args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "over_chains", recorded)
+        split = collect(method, sharding.make_mesh(2, 4), 2, data)
+    together = collect(method, sharding.make_mesh(1, 1), 2, data)
+    for a, b in zip(split, together, strict=True):
+        close((a.draws, a.trace, a.state), (b.draws, b.trace, b.state), 1e-4)
+    if (method, size) != ("hmc", N):
+        return
+    _, (block, shapes) = programs  # the first is that of the chains' starts
+    lines = jax.jit(block).lower(*shapes).compile().as_text().splitlines()
+    found = [line for line in lines if any(f" {name}(" in line for name in COLLECTIVES)]
+    assert [line.count("while/body") > 0 and " all-reduce(" in line for line in found] == [True, True]
+    assert all("replica_groups=[2,4]<=[8]" in line or "{{0,1,2,3},{4,5,6,7}}" in line for line in found)
+
+
 def test_meshes():
     assert dict(sharding.make_mesh().shape) == {"sample": 1, "data": 8}
     assert dict(sharding.make_mesh(2).shape) == {"sample": 2, "data": 4}
@@ -193,6 +223,22 @@ def test_meshes():
     assert dict(sharding.make_mesh(1, 1).shape) == {"sample": 1, "data": 1}
     sizes = {1: 1, 2: 2, 3: 3, 6: 6, 8: 8, 9: 3, 11: 1, 16: 8}
     assert {n: sharding.chain_mesh(n).shape["sample"] for n in sizes} == sizes
+
+
+def test_meshes_of_accelerators(monkeypatch):
+    """All devices for a batch or for chains and their data, as far as they divide; on a CPU none for data."""
+    assert sharding.batch_mesh(8) is None
+    monkeypatch.setattr(sharding, "_apart", lambda: True)
+    assert {n: sharding.batch_mesh(n).shape["data"] for n in (2, 6, 8, 12, 128)} == {
+        2: 2,
+        6: 6,
+        8: 8,
+        12: 6,
+        128: 8,
+    }
+    assert sharding.batch_mesh(11) is None
+    shapes = {1: (1, 8), 2: (2, 4), 3: (3, 2), 8: (8, 1), 11: (1, 8), 16: (8, 1)}
+    assert {n: tuple(sharding.chain_mesh(n).shape.values()) for n in shapes} == shapes
 
 
 @pytest.mark.parametrize("shape", [(0, 1), (1, 0), (-1, None), (9, None), (3, 3), (1, 9)])
@@ -265,9 +311,15 @@ except UserError as error:
     assert "split the mesh's data axis over them" in str(error)
 else:
     raise SystemExit("halves were taken for copies of a batch")
-found = test_sharding.streamed(sharding.make_mesh(1, 8))
+found = test_sharding.streamed(sharding.make_mesh(1, 8)), test_sharding.last(None)
 np.savez(sys.argv[4], *map(np.asarray, jax.tree.leaves(found)))
 """
+
+
+def last(mesh):
+    """Draws and state of two chains at their end."""
+    block = collect("hmc", mesh, 2)[-1]
+    return block.draws, block.state
 
 
 def test_two_processes_read_their_shares_and_take_the_same_steps(tmp_path):
@@ -284,9 +336,9 @@ def test_two_processes_read_their_shares_and_take_the_same_steps(tmp_path):
         )
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    wanted = jax.tree.leaves(streamed(None))
+    wanted = jax.tree.leaves((streamed(None), last(sharding.make_mesh(1, 1))))
     for rank in (0, 1):
         with np.load(tmp_path / f"{rank}.npz") as found:
             close([found[f"arr_{i}"] for i in range(len(wanted))], wanted, 1e-5)

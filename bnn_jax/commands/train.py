@@ -13,10 +13,11 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
-from bnn_jax import data, experiment, inspection, runs, settings, splits, training
+from bnn_jax import data, experiment, inspection, processes, runs, settings, sharding, splits, training
 from bnn_jax.report import dataset
 from bnn_jax.report.progress import track
 from bnn_jax.settings import Config
@@ -31,20 +32,25 @@ def main(config: Config, found: Dataset | None = None) -> None:
     Args:
         found: the data, if they were loaded before; their settings must be those of `config`.
     """
-    console = Console()
+    console = Console(quiet=not processes.is_first())
     if config.seed < 0:
         raise UserError(f"--seed must not be negative, not {config.seed}")
     found = found or experiment.load_data(config)
     parts = experiment.build(config, found)
     run = settings.folder(config)
     given, defaults = (runs.as_config(c, leave_out=("out",)) for c in (config, Config()))
-    runs.claim(run, experiment.SCRIPT, given, settings.FREE, defaults)
-    experiment.record_data(run, found, parts.plan)
-    describe(run, found, config.group_by, console)
+    with processes.first_before_others():
+        runs.claim(run, experiment.SCRIPT, given, settings.FREE, defaults)
+        experiment.record_data(run, found, parts.plan)
+        describe(run, found, config.group_by, console)
     say = partial(console.print, highlight=False, soft_wrap=True)
     num_data = f"N = {parts.plan.num_data:,} in the objective"
     note = "" if config.balance == "none" else f"; {parts.plan.note}"
     say(f"{config.net}, prior {config.prior}, {config.method}: {num_data}{note}")
+    mesh = sharding.batch_mesh(config.batch_size)
+    if mesh is not None:
+        among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        say(f"each batch is split over {mesh.size} devices{among}")
     with logger(config, run) as on_row:
         outcome = experiment.train(run, parts, found, progress=partial(track, console), on_row=on_row)
     if isinstance(outcome, training.Draws):
@@ -95,7 +101,7 @@ def pictures(found, given):
 @contextlib.contextmanager
 def logger(config, run):
     """A context whose value writes rows of the history for TensorBoard, if wanted."""
-    if not config.tensorboard:
+    if not (config.tensorboard and processes.is_first()):
         yield lambda row: None
         return
     try:

@@ -18,7 +18,12 @@ from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "compare.json"
-SPEED = ("leapfrog", "peers")  # benchmarks whose tables stand in docs/performance.md
+BENCHMARKS = {  # marker: (page of docs, benchmark, its function that makes the table)
+    "leapfrog": ("performance.md", "leapfrog", "table"),
+    "peers": ("performance.md", "peers", "table"),
+    "scaling": ("scaling.md", "scaling", "table"),
+    "scaling-cost": ("scaling.md", "scaling", "cost_table"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +45,11 @@ def main(config: Config) -> None:
     )
     fill(ROOT / "README.md", "compare", f"{tables.markdown(results)}- Seconds on {where}.\n")
     fill(ROOT / "README.md", "studies", "\n".join([*study_page.overview(studies()), ""]))
-    for name in SPEED:
+    for marker, (page, name, make) in BENCHMARKS.items():
         measured = runs.read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
         if measured is not None:
-            found = _script(ROOT / "benchmarks" / f"{name}.py").table(measured)
-            fill(ROOT / "docs" / "performance.md", name, found + "\n")
+            text = getattr(_script(ROOT / "benchmarks" / f"{name}.py"), make)(measured)
+            fill(ROOT / "docs" / page, marker, text + "\n")
 
 
 def studies() -> list[tuple[Any, dict[str, Any]]]:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax import ops
-from bnn_jax.trees import at, stack
+from bnn_jax.trees import at, held, stack
 from bnn_jax.types import Estimator, Key, Posterior, UserError
 
 STRATEGIES = ("vmap", "unroll", "map")
@@ -130,7 +130,7 @@ def local_reparam(
         deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
         # In float32 first: normal numbers drawn in bfloat16 take few values and none beyond 2.7.
         noise = jax.random.normal(key, centre.shape, jnp.promote_types(centre.dtype, jnp.float32))
-        return centre + deviation * noise.astype(centre.dtype)
+        return centre + deviation * held(key, noise).astype(centre.dtype)
 
     return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy, dtype)
 

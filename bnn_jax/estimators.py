@@ -31,10 +31,15 @@ STRATEGIES = ("vmap", "unroll", "map")
 Strategy = str | Callable | None
 
 
+# Backend -> the fastest by the table of samples in docs/performance.md (benchmarks/speed.py). A backend that
+# is not measured takes "map", which costs S passes: "vmap" over kernels makes grouped convolutions, whose
+# gradient is reported slow on CUDA (jax-ml/jax#13800).
+PREFERRED = {"cpu": "unroll"}
+
+
 def preferred_strategy() -> str:
-    """How S samples run on this backend: unrolled on CPU, where the three differ little up to S = 8 and
-    unrolled code fuses each draw with its use; batched elsewhere."""
-    return "unroll" if jax.default_backend() == "cpu" else "vmap"
+    """How S samples run on this backend where nobody says it."""
+    return PREFERRED.get(jax.default_backend(), "map")
 
 
 def over_samples(f: Callable, xs: Any, strategy: Strategy = None) -> Any:

@@ -162,6 +162,7 @@ def method(
         posterior=config.posterior,
         estimator=config.estimator,
         num_samples=config.num_samples,
+        strategy=config.strategy,
         kl=config.kl,
         likelihood=likelihood,
         temperature=config.temperature,

@@ -67,6 +67,7 @@ def method(
     posterior: str = "mean_field",
     estimator: str = "flipout",
     num_samples: int = 1,
+    strategy: str | None = None,
     kl: str = "closed_form",
     likelihood: Likelihood | None = None,
     temperature: float = 1.0,
@@ -78,6 +79,7 @@ def method(
     Args:
         num_data: N.
         posterior, estimator, num_samples, kl: the variational family and how it passes the network.
+        strategy: how the samples of a step run, see `estimators.over_samples`.
         likelihood: what is trained on instead of the model's own, class-weighted say.
         temperature: of the posterior, see `objectives.tempered`.
         x_shape: of one network input, for methods that ask for the order of the layers.
@@ -103,6 +105,6 @@ def method(
     if "layers" in wanted and x_shape is not None:
         ours["layers"] = ops.layers(model.module, x_shape)
     if "elbo" in wanted:  # MAP may have a prior without closed-form KL
-        through = estimators.build(estimator, model.module, family, num_samples, dtype=model.dtype)
+        through = estimators.build(estimator, model.module, family, num_samples, strategy, model.dtype)
         ours["elbo"] = objectives.elbo(through, family, prior, likelihood, num_data, kl)
     return parts.call(build, ours | offered)

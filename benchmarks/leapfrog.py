@@ -29,17 +29,19 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.module import random_flax_module
 from numpyro.infer import HMC
+from rich.console import Console
 
-from bnn_jax import cli, objectives, ops, runs, trees
+from bnn_jax import cli, objectives, ops, runs, timing, trees
 from bnn_jax.data import digits as digits_data
 from bnn_jax.infer import hmc
 from bnn_jax.likelihoods import categorical
 from bnn_jax.nets import digits
 from bnn_jax.priors import fan_in
+from bnn_jax.report.progress import track
 from bnn_jax.types import Batch, Key, Params
 
 STEP_SIZE = 0.002  # in prior widths; small, so that no trajectory diverges
-BARS = {"ours / gradient": ("at most", 1.5), "numpyro / ours": ("at least", 6.0)}
+BARS = {"ours / gradient": ("at most", 1.25), "numpyro / ours": ("at least", 10.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +146,6 @@ def check(found: int, wanted: int) -> None:
         raise RuntimeError(f"a trajectory had {found} leapfrogs instead of {wanted}")
 
 
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return {"median": float(median), "q25": float(low), "q75": float(high)}
-
-
 def main(config: Config) -> None:
     """Measure, write the JSON, print the table made from it."""
     jax.config.update("jax_platforms", "cpu")
@@ -181,16 +177,9 @@ def measure(config: Config) -> dict[str, np.ndarray]:
         "long": trajectory(config.long),
         "numpyro": plain_numpyro(log_joint, key, params, batch, data.num_classes, config.short),
     }
-    for turn in contestants.values():
-        turn()  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    repeats, end = (3 if config.quick else config.repeats), time.perf_counter() + config.seconds
-    for i in range(repeats):
-        if i and time.perf_counter() > end:
-            break
-        for name, turn in contestants.items():
-            seconds[name].append(turn())
-    return {name: np.array(values) for name, values in seconds.items()}
+    repeats = 3 if config.quick else config.repeats
+    with track(Console(), "turns", repeats) as progress:
+        return timing.take_turns(contestants, repeats, config.seconds, lambda done: progress(done, {}))
 
 
 def summarise(seconds: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
@@ -211,29 +200,17 @@ def summarise(seconds: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
     }
     return {
         "num_turns": len(slope),
-        "milliseconds": {name: spread(1e3 * values) for name, values in milliseconds.items()},
-        "ratios": {name: spread(values) for name, values in ratios.items()},
-        "bars": {
-            name: {
-                "bar": f"{side} {bar:g}",
-                "met": bool((np.median(ratios[name]) <= bar) == (side == "at most")),
-            }
-            for name, (side, bar) in BARS.items()
-        },
+        "milliseconds": {name: timing.spread(1e3 * values) for name, values in milliseconds.items()},
+        "ratios": timing.judged(ratios, BARS),
     }
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     environment = results["environment"]
-    number = lambda s: f"{s['median']:.3g} ({s['q25']:.3g} to {s['q75']:.3g})"
     lines = ["| one leapfrog | ms, median (quartiles) |", "|---|---|"]
-    lines += [f"| {name} | {number(s)} |" for name, s in results["milliseconds"].items()]
-    lines += ["", "| ratio | median (quartiles) | bar | met |", "|---|---|---|---|"]
-    for name, s in results["ratios"].items():
-        bar = results["bars"].get(name)
-        verdict = f"{bar['bar']} | {'yes' if bar['met'] else 'no'}" if bar else " | "
-        lines.append(f"| {name} | {number(s)} | {verdict} |")
+    lines += [f"| {name} | {timing.number(found)} |" for name, found in results["milliseconds"].items()]
+    lines += ["", *timing.ratio_table(results["ratios"])]
     about = f"{environment['platform']}, {environment['num_cores']} cores, jax {environment['jax']}"
     return "\n".join(
         [*lines, "", f"{results['num_turns']} turns; {about}, numpyro {environment['numpyro']}."]

@@ -14,7 +14,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "corruptions style views artefacts",
     "ops prepared norms",
     "data",
-    "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment",
+    "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment timing",
     "objectives estimators hamiltonian curvature langevin microcanonical ensemble optimizers stream scores"
     " regression_scores draw_counts fusion distances psis",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder alignment",

@@ -21,6 +21,8 @@ RESULTS = ROOT / "docs" / "results" / "compare.json"
 BENCHMARKS = {  # marker: (page of docs, benchmark, its function that makes the table)
     "leapfrog": ("performance.md", "leapfrog", "table"),
     "peers": ("performance.md", "peers", "table"),
+    "speed": ("performance.md", "speed", "table"),
+    "startup": ("performance.md", "startup", "table"),
     "scaling": ("scaling.md", "scaling", "table"),
     "scaling-cost": ("scaling.md", "scaling", "cost_table"),
 }

@@ -12,7 +12,7 @@ from problems import load_script
 from bnn_jax import data, study
 
 FOLDERS = {path.stem: "scripts/studies" for path in Path(__file__).parent.parent.glob("scripts/studies/*.py")}
-FOLDERS |= dict.fromkeys(("uci", "cold"), "benchmarks")
+FOLDERS |= dict.fromkeys(("uci", "cold", "precision"), "benchmarks")
 NAMES = sorted(FOLDERS)
 GENERATED = ("kl_weight", "cold")  # need no files
 

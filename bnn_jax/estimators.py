@@ -31,8 +31,8 @@ STRATEGIES = ("vmap", "unroll", "map")
 Strategy = str | Callable | None
 
 
-# Backend -> the fastest by the table of samples in docs/performance.md (benchmarks/speed.py). A backend that
-# is not measured takes "map", which costs S passes: "vmap" over kernels makes grouped convolutions, whose
+# Backend -> strategy, by the table of samples in docs/performance.md (benchmarks/speed.py). A backend that is
+# not measured takes "map", which costs S passes: "vmap" over kernels makes grouped convolutions, whose
 # gradient is reported slow on CUDA (jax-ml/jax#13800).
 PREFERRED = {"cpu": "unroll"}
 

@@ -62,6 +62,34 @@ def test_operations_of_a_convolution_are_counted_as_by_hand():
     assert flops == pytest.approx(2 * (2 * 5 * 5 * 4) * (5 * 5 * 3), rel=0.02)
 
 
+def test_ratios_and_shares_of_known_times(monkeypatch):
+    """MAP takes 2 s for 6 operations, VI 3 s, a sample more 2 s, the machine 0.1 s an operation."""
+    speed = load_script("speed", "benchmarks")
+
+    def step(net, method, config, compute="float32", num_samples=1, strategy=None):
+        seconds = 2.0 if method == "MAP" else 1.0 + 2.0 * num_samples
+        return speed.Step(lambda: seconds, 6.0 if method == "MAP" else 9.0, 1_000_000 * num_samples)
+
+    monkeypatch.setattr(speed, "step", step)
+    monkeypatch.setattr(speed, "product", lambda dtype, config: lambda: 0.1)
+    config = speed.Config(repeats=2, samples=(1, 8))
+    steps, samples = speed.steps(config), speed.samples(config)
+    ratio = steps["ratios"]["lenet, sampling / MAP"]
+    assert (ratio["median"], ratio["bar"], ratio["verdict"]) == (1.5, "at most 1.1", "not met")
+    assert steps["ratios"]["lenet, flipout / MAP, bfloat16"]["verdict"] == "met"
+    assert steps["ratios"]["lenet, MAP, bfloat16 / float32"]["median"] == 1
+    assert steps["share_of_peak"]["lenet, MAP"]["median"] == pytest.approx(0.3)
+    assert steps["share_of_peak"]["lenet, sampling"]["median"] == pytest.approx(0.2)
+    ratio = samples["ratios"]["unroll, S = 8 / unroll, S = 1"]
+    assert (ratio["median"], ratio["bar"]) == (pytest.approx(17 / 3), "at most 8.4")
+    pieces = {"milliseconds": {"whole": timing.spread([3])}, "shares": {"whole": timing.spread([1])}}
+    where = {"device": "cpu", "num_cores": 1, "jax": "0"}
+    text = speed.table({"steps": steps, "samples": samples, "pieces": pieces, "environment": where})
+    assert "| lenet, MAP | 2e+03 (2e+03 to 2e+03) | 30% |" in text
+    assert "| map, S = 8 | 1.7e+04 (1.7e+04 to 1.7e+04) | 5.67 | 8.0 |" in text
+    assert "unroll, S = 8 / unroll, S = 1: at most 8.4, met." in text
+
+
 def test_quick_form(tmp_path, capsys):
     speed = load_script("speed", "benchmarks")
     speed.main(speed.Config(out=tmp_path / "speed.json", quick=True))

@@ -142,7 +142,7 @@ def collect(method, mesh, number=CHAINS, data=DATA):
     blocks = chains.collect(
         jax.random.key(3),
         # The step size of mclmc follows the energy's error in a step, here not far above rounding.
-        build(method, num_warmup=0 if method == "mclmc" else 2),
+        build(method, num_warmup=0 if method.startswith("mclmc") else 2),
         random_like(SHAPES, 4, (number,)),
         data,
         num_warmup=2,

@@ -6,6 +6,11 @@ of errors. (There both convolutions precede one pooling; here each has its own, 
 dropout is taken for what it is, a posterior (MC dropout, rate 0.25 on the inputs of all layers but the
 first), beside the network without it (MAP) and VI, which trains with Adam. 54,000 training, 6,000 validation
 and 10,000 test images; the prior is N(0, 0.1^2).
+
+What the posterior adds here, and what not: accuracy and NLL are best without it, as VI and dropout are
+underconfident on digits this easy. Any of the three tells its mistakes by their entropy alone, equally well.
+What VI and dropout add is the reason: a misread image is one on which the draws disagree, so that more data
+of its kind would help; and beside each probability stands how far it can be trusted.
 """
 
 from collections.abc import Mapping, Sequence

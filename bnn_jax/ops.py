@@ -6,7 +6,8 @@ there a convolution becomes k_h k_w shifted slices and one matrix product (im2co
 same inside and outside of loops, and which under `vmap` over kernels stays a batched matrix product
 instead of a grouped convolution. Both lowerings compute the same sum in another order. Nobody can tell
 from within whether a loop surrounds a convolution, so im2col is what CPU gets; what calls a compiled step
-again and again from Python says so by `outside_loops`, and has the native one, up to four times faster.
+again and again from Python says so by `outside_loops`, and has the native one, up to four times faster, or
+for few channels the product with the batch last (`lowering`), faster again.
 
 Max pooling with windows equal to strides is a reshape and a selection, whose gradient is one more selection
 instead of a select-and-scatter.
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnn_jax import lowering
 from bnn_jax.types import Params, UserError
 
 LINEAR = (nn.Dense, nn.Conv)  # the layers that estimators and dropout know, subclasses left alone
@@ -92,7 +94,7 @@ def conv_general_dilated(
 
     Channels-last inputs (`NHWC`, any number of spatial axes), ungrouped and without input dilation,
     take im2col on CPU; everything else is native. `outside_loops` only windows of one entry take it, as they
-    are matrix products as they are.
+    are matrix products as they are; many images of few channels take `lowering.conv` there.
 
     Args:
         lhs: (B, *spatial, C) inputs.
@@ -116,6 +118,12 @@ def conv_general_dilated(
     rest = {name: value for name, value in rest.items() if value is not None}
     plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones and not rest
     product = num_spatial > 0 and set(rhs.shape[:-2]) == {1} and _on_cpu()
+    if plain and _on_cpu() and not (loop_safe() or product):
+        pads = padding
+        if isinstance(padding, str):
+            pads = lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], window_strides, padding)
+        if lowering.suits(lhs, rhs, window_strides, rhs_dilation, pads):
+            return lowering.conv(lhs, rhs, tuple(map(tuple, pads)), precision)
     if not (plain and (loop_safe() or product)):
         return lax.conv_general_dilated(
             lhs,

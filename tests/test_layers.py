@@ -12,6 +12,7 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "types",
     "trees parts splits pixels processes",
     "corruptions style views artefacts",
+    "lowering",
     "ops prepared norms",
     "data",
     "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment timing",

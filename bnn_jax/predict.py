@@ -6,10 +6,11 @@ r"""Streaming posterior predictive: memory independent of the number of draws an
 
 The sums run over draws inside one compiled loop and over the data in batches; the loop's length is an
 argument, so that no number of draws compiles again. Where convolutions are slow in loops (`ops`), the draws
-are taken one by one from Python instead. (Depeweg et al., arXiv:1710.07283)
+are taken one by one from Python instead, each for a batch in blocks whose activations stay in the cache.
+(Depeweg et al., arXiv:1710.07283)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ import numpy as np
 
 from bnn_jax import metrics, ops
 from bnn_jax.types import Algorithm, Likelihood, Params, UserError
+
+BLOCK = 128  # points at a time, of those that a draw taken from Python predicts
 
 
 class Predictive(NamedTuple):
@@ -90,39 +93,42 @@ def build(
         (source, x, num_draws) -> Predictive.
     """
 
-    moments = _moments(apply, likelihood, draw, over)
+    moments = _moments(apply, likelihood, over)
+    draw_one = jax.jit(draw)
 
-    def add(source, x, i, carry):  # Welford, on the float32 that accelerators have
+    def add(params, x, i, carry):  # Welford, on the float32 that accelerators have
         mean, squares, noise = carry
-        value, noise_i = moments(source, i, x)
+        value, noise_i = moments(params, x)
         delta = value - mean
         mean = mean + delta / (i + 1)
         return mean, squares + delta * (value - mean), noise + (noise_i - noise) / (i + 1)
 
-    @jax.jit
-    def zeros(source, x):
-        shapes = jax.eval_shape(moments, source, 0, x)
+    def zeros(params, x):
+        value, noise = jax.eval_shape(moments, params, x)
         zero = lambda s: jnp.zeros(s.shape, jnp.float32)
-        return zero(shapes[0]), zero(shapes[0]), zero(shapes[1])
+        return zero(value), zero(value), zero(noise)
 
     @partial(jax.jit, donate_argnums=3)
-    def add_one(source, x, i, carry):
+    def add_one(params, x, i, carry):
         with ops.outside_loops():
-            return add(source, x, i, carry)
+            return add(params, x, i, carry)
 
     @jax.jit
-    def add_all(source, x, num_draws, carry):
-        return jax.lax.fori_loop(0, num_draws, lambda i, carry: add(source, x, i, carry), carry)
+    def add_all(source, x, num_draws):
+        body = lambda i, carry: add(draw(source, i), x, i, carry)
+        return jax.lax.fori_loop(0, num_draws, body, zeros(jax.eval_shape(draw, source, 0), x))
 
     def accumulate(source, x, num_draws):
-        x = jnp.asarray(x)
-        carry = zeros(source, x)
-        if ops.slow_in_loops(add_one.trace(source, x, np.int32(0), carry).jaxpr):
-            for i in range(num_draws):
-                carry = add_one(source, x, np.int32(i), carry)
-        else:
-            carry = add_all(source, x, num_draws, carry)
-        mean, squares, noise = carry
+        blocks = equal_parts(x, BLOCK)
+        params = jax.eval_shape(draw_one, source, np.int32(0))
+        carries = [zeros(params, block) for block in blocks]
+        if not ops.slow_in_loops(add_one.trace(params, blocks[0], np.int32(0), carries[0]).jaxpr):
+            mean, squares, noise = add_all(source, x, num_draws)
+            return mean, squares / num_draws, noise
+        for i in map(np.int32, range(num_draws)):
+            params = draw_one(source, i)
+            carries = [add_one(params, block, i, carry) for block, carry in zip(blocks, carries, strict=True)]
+        mean, squares, noise = joined(carries, len(x))
         return mean, squares / num_draws, noise
 
     def predictive(source: Any, x: Any, num_draws: int) -> Predictive:
@@ -173,23 +179,28 @@ def build_mixture(
         (source, x, num_draws) -> `Likelihood.mean` (D, T) or (D, T, K) and `Likelihood.noise` (D, T).
     """
 
-    moments = _moments(apply, likelihood, draw, over)
+    moments = _moments(apply, likelihood, over)
+    draw_one = jax.jit(draw)
 
     @partial(jax.jit, static_argnums=2)
     def all_(source, x, num_draws):
-        return jax.lax.map(lambda i: moments(source, i, x), jnp.arange(num_draws))
+        return jax.lax.map(lambda i: moments(draw(source, i), x), jnp.arange(num_draws))
 
     @jax.jit
-    def one(source, x, i):
+    def one(params, x):
         with ops.outside_loops():
-            return moments(source, i, x)
+            return moments(params, x)
 
     def each(source, x, num_draws):
-        x = jnp.asarray(x)
-        if ops.slow_in_loops(one.trace(source, x, np.int32(0)).jaxpr):
-            found = [one(source, x, np.int32(i)) for i in range(num_draws)]
-            return jax.tree.map(lambda *a: np.stack(a, axis=1), *jax.device_get(found))
-        return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), jax.device_get(all_(source, x, num_draws)))
+        blocks = equal_parts(x, BLOCK)
+        params = jax.eval_shape(draw_one, source, np.int32(0))
+        if not ops.slow_in_loops(one.trace(params, blocks[0]).jaxpr):
+            return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), jax.device_get(all_(source, x, num_draws)))
+        found = []
+        for i in map(np.int32, range(num_draws)):
+            params = draw_one(source, i)
+            found.append(joined([one(params, block) for block in blocks], len(x)))
+        return jax.tree.map(lambda *a: np.stack(a, axis=1), *found)
 
     def mixture(source: Any, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
         found = in_batches(lambda part: each(source, part, num_draws), x, batch_size)
@@ -198,12 +209,12 @@ def build_mixture(
     return mixture
 
 
-def _moments(apply, likelihood, draw, over):
-    """(source, i, x) -> mean and noise of what draw i predicts."""
+def _moments(apply, likelihood, over):
+    """(params, x) -> mean and noise of what a draw predicts."""
 
-    def moments(source, i, x):
+    def moments(params, x):
         def of_inputs(x):
-            found = outputs(apply, draw(source, i), x)
+            found = outputs(apply, params, x)
             return likelihood.mean(found), likelihood.noise(found)
 
         return over(of_inputs)(x)
@@ -215,9 +226,22 @@ def in_batches(f: Callable, x: Any, batch_size: int) -> Any:
     """`f` on equal batches of `x` (an array, or a `stream.Source`), the last one padded by repetition;
     results joined, as NumPy."""
     size = min(batch_size, len(x))
-    parts = []
-    for start in range(0, len(x), size):
-        part = np.asarray(x[start : start + size])
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-        parts.append(f(padded))
-    return jax.tree.map(lambda *a: np.concatenate(a)[: len(x)], *parts)
+    parts = (padded(np.asarray(x[start : start + size]), size) for start in range(0, len(x), size))
+    return joined([f(part) for part in parts], len(x))
+
+
+def equal_parts(x: np.ndarray, most: int) -> list[np.ndarray]:
+    """(T, ...) in as few equal parts of at most `most` rows as there can be, the last one padded by
+    repetition."""
+    size = -(-len(x) // -(-len(x) // most))
+    return [padded(x[start : start + size], size) for start in range(0, len(x), size)]
+
+
+def padded(x: np.ndarray, size: int) -> np.ndarray:
+    """(T, ...) with the last row repeated, (size, ...)."""
+    return np.concatenate([x, np.repeat(x[-1:], size - len(x), 0)])
+
+
+def joined(parts: Sequence[Any], size: int) -> Any:
+    """Pytrees of rows as one, on the host, without the padding after `size` rows."""
+    return jax.tree.map(lambda *a: np.concatenate(a)[:size], *jax.device_get(list(parts)))

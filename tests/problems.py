@@ -19,7 +19,7 @@ from bnn_jax.priors import isotropic
 from bnn_jax.types import Batch, UserError
 
 SIGMAS = 5
-MIN_ESS = 1500  # fewer effective draws could not tell right from wrong
+MIN_ESS = 2000  # fewer effective draws could not tell right from wrong
 
 
 class Linear(NamedTuple):

@@ -170,8 +170,11 @@ def test_over_averages_what_a_draw_predicts(build):
         np.testing.assert_allclose(found[1], noises, rtol=1e-4, atol=1e-6)
 
 
-def test_convolutions_are_called_draw_by_draw(monkeypatch):
-    """On CPU, where they are slow in loops: the same predictions, and nothing is compiled again."""
+@pytest.mark.parametrize("block", [3, 128])
+def test_convolutions_are_called_draw_by_draw(block, monkeypatch):
+    """On CPU, where they are slow in loops: the same predictions, block by block, one of them padded, and
+    nothing is compiled again."""
+    monkeypatch.setattr(predict, "BLOCK", block)
     module, rng = ConvNet(), np.random.default_rng(0)
     x = rng.standard_normal((T, 6, 6, 2)).astype(np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
@@ -184,7 +187,7 @@ def test_convolutions_are_called_draw_by_draw(monkeypatch):
 
     likelihood = categorical.build()
     built = [
-        build(counted, likelihood, predict.stacked, 4) for build in (predict.build, predict.build_mixture)
+        build(counted, likelihood, predict.stacked, 7) for build in (predict.build, predict.build_mixture)
     ]
     got = [predictive(draws, x, D) for predictive in built]
     assert not all(traced)

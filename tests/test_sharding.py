@@ -1,5 +1,6 @@
 """On eight devices every program computes what it computes on one."""
 
+import contextlib
 import functools
 import itertools
 import socket
@@ -153,12 +154,12 @@ def collect(method, mesh, number=CHAINS, data=DATA):
     return list(blocks)
 
 
-@pytest.mark.parametrize("method", [name for name, chain in METHODS.items() if chain])
-def test_chains_on_eight_devices_equal_those_on_one(method, monkeypatch):
-    """And the programs that `collect` compiles for them hold no collective; one that does is recognised."""
+@contextlib.contextmanager
+def recorded(monkeypatch):
+    """The programs over chains that are called in the context, with the shapes of their arguments."""
     programs, over_chains = [], sharding.over_chains
 
-    def recorded(f, mesh):
+    def recording(f, mesh):
         mapped = over_chains(f, mesh)
 
         def call(*args):
@@ -168,7 +169,14 @@ def test_chains_on_eight_devices_equal_those_on_one(method, monkeypatch):
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "over_chains", recorded)
+        patch.setattr(sharding, "over_chains", recording)
+        yield programs
+
+
+@pytest.mark.parametrize("method", [name for name, chain in METHODS.items() if chain])
+def test_chains_on_eight_devices_equal_those_on_one(method, monkeypatch):
+    """And the programs that `collect` compiles for them hold no collective; one that does is recognised."""
+    with recorded(monkeypatch) as programs:
         spread = collect(method, None)
     together = collect(method, sharding.make_mesh(1, 1))
     for a, b in zip(spread, together, strict=True):
@@ -190,19 +198,8 @@ def test_chains_on_eight_devices_equal_those_on_one(method, monkeypatch):
 def test_chains_on_data_split_over_devices_equal_those_on_one(method, size, monkeypatch):
     """An even share of the examples for each of four devices or not. Gradients are reduced once a leapfrog
     and once before, among the devices of a chain, and nothing else is."""
-    data, programs, over_chains = Batch(DATA.x[:size], DATA.y[:size]), [], sharding.over_chains
-
-    def recorded(f, mesh):
-        mapped = over_chains(f, mesh)
-
-        def call(*args):
-            programs.append((mapped, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)))
-            return mapped(*args)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sharding, "over_chains", recorded)
+    data = Batch(DATA.x[:size], DATA.y[:size])
+    with recorded(monkeypatch) as programs:
         split = collect(method, sharding.make_mesh(2, 4), 2, data)
     together = collect(method, sharding.make_mesh(1, 1), 2, data)
     for a, b in zip(split, together, strict=True):

@@ -16,9 +16,11 @@ own on one core, with one thread that computes:
 
 The contestants take turns and ratios are taken within a turn, as in `leapfrog.py`. Where the quartiles of a
 ratio differ by more than a quarter, or are of fewer than three turns, it is not told. Other work on the
-machine changes CPU time little, by shared caches and clock rates. Whole turns are kept on Ctrl-C.
-"deterministic" is the plain network with the same optimiser; 30 passes of it stand for draws. A peer that is
-not installed or fails is listed as such. The PyTorch libraries may have an environment of their own:
+machine changes CPU time little, by shared caches and clock rates. All keep the memory that they free, as
+`cli.keep_memory` has it for our scripts: it spares the others, too, the system's work. Whole turns are kept
+on Ctrl-C. "deterministic" is the plain network with the same optimiser; 30 passes of it stand for draws. A
+peer that is not installed or fails is listed as such. The PyTorch libraries may have an environment of their
+own:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.13.0 torchvision==0.28.0
@@ -26,14 +28,14 @@ not installed or fails is listed as such. The PyTorch libraries may have an envi
         posteriors==0.1.3 torchopt==0.7.3 "torch-uncertainty[cpu]==0.13.0"
 
 torch comes first, in its CPU build if there is the choice and torchvision then from the same place: a
-library alone may bring another. NumPyro is
-there, BlackJAX is the extra `blackjax`. `peer_worker.py` runs a contestant of `peers_jax.py` or
-`peers_torch.py`.
+library alone may bring another. NumPyro is there, BlackJAX is the extra `blackjax`. `peer_worker.py` runs a
+contestant of `peers_jax.py` or `peers_torch.py`.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -68,6 +70,7 @@ BARS = {  # ratio: what is measured, of whom, the best of whom, at least
     ),
 }
 WIDE = 1.25  # upper by lower quartile of a ratio beyond which it is not told
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 FEW = 3  # turns below which no ratio is told
 
 
@@ -185,7 +188,8 @@ def running(command: Sequence[str]):
     """A worker, ended at the end. It does not see Ctrl-C: the end of its input is what it waits for."""
     with tempfile.TemporaryFile("w+") as errors:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-        process = subprocess.Popen(command, **pipes, start_new_session=True)
+        environment = {**os.environ, **KEPT}
+        process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
         try:
             yield Worker(process, errors)
         finally:

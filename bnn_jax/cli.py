@@ -4,6 +4,7 @@
 interrupted, 141 whoever read the output (`| head`) has gone. Anything else is a bug and shows its traceback.
 """
 
+import ctypes
 import errno
 import os
 import platform
@@ -41,6 +42,7 @@ def run(
     """
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
+        keep_memory()
         settings = tyro.cli(config, description=description)
         jax.config.update("jax_num_cpu_devices", max(cpu_devices(settings), 1))
         keep_programs()
@@ -62,6 +64,22 @@ def run(
         stderr.print("interrupted; what is done is kept: give the same command again", markup=False)
         code = INTERRUPTED
     sys.exit(code)
+
+
+def keep_memory() -> None:
+    """Keep memory that is freed for the next who asks, where the C library is glibc.
+
+    XLA's CPU backend allocates what a program works in at every call. Left alone, glibc gives blocks of more
+    than 32 MB back to the system, which clears the pages of the next (docs/performance.md).
+    In arenas other than the main one it does so whatever it is told, so that there is but one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):  # -1: never
+            mallopt(parameter, value)
+
+
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def keep_programs() -> None:

@@ -133,9 +133,12 @@ def local_reparam(
         variance = apply(jax.tree.map(jnp.square, std), jnp.square(x))
         # The gradient of sqrt is infinite at 0, where a window of zero inputs without bias lands.
         deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-        # In float32 first: normal numbers drawn in bfloat16 take few values and none beyond 2.7.
-        noise = jax.random.normal(key, centre.shape, jnp.promote_types(centre.dtype, jnp.float32))
-        return centre + deviation * held(key, noise).astype(centre.dtype)
+        # In float32 first: normal numbers drawn in bfloat16 take few values and none beyond 2.7. With the
+        # batch last, as `lowering` has its outputs in memory.
+        batch, *spatial, features = centre.shape
+        shape = (features, *spatial, batch)
+        noise = held(key, jax.random.normal(key, shape, jnp.promote_types(centre.dtype, jnp.float32)))
+        return centre + deviation * jnp.swapaxes(noise, 0, -1).astype(centre.dtype)
 
     return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy, dtype)
 

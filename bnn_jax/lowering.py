@@ -1,8 +1,8 @@
 """Convolutions of many images and few channels on CPU: one matrix product with the batch as the last axis.
 
 The rows that the product reads, what each entry of the window sees, are then runs of whole batches that are
-copied in one piece, and all around it (bias, ReLU, pooling) works on vectors of the batch. On one thread a
-training step of LeNet takes less than half the time of the native convolution. Three things make it hold:
+copied in one piece, and all around it (bias, ReLU, pooling) works on vectors of the batch. What it gains is
+in docs/performance.md, "Beside other libraries". Three things make it hold:
 
     layout    Arrays stay (B, H, W, C) to all who read them. The transposes around the product cost nothing,
               as XLA lays out what is between two convolutions so; backwards it is told (`_conv_jvp`).

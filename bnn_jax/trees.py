@@ -39,9 +39,9 @@ def held(key: Key, noise: jax.Array) -> jax.Array:
     """`noise`, drawn with `key`, as an array that is computed once.
 
     XLA's CPU backend fuses the last operations of drawing into whatever reads the numbers: the noise of a
-    bias is computed anew at every pixel of the batch, forwards and backwards, a fifth of a LeNet step. An
-    optimisation barrier does not hold it back. A loop does whose length only the key knows: one turn, for
-    one key in 2^32 a second that does the same.
+    bias is computed anew at every pixel of the batch, forwards and backwards. An optimisation barrier does
+    not hold it back. A loop does whose length only the key knows: one turn, for one key in 2^32 a second that
+    does the same.
     """
     if jax.default_backend() != "cpu":
         return noise

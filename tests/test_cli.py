@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import platform
 import subprocess
 import sys
 
@@ -122,3 +123,30 @@ def test_programs_are_kept_for_the_next_process(variables, kept, tmp_path):
     found = list(tmp_path.rglob("jit_*"))
     assert sorted(found) == sorted(tmp_path.glob(kept) if kept else [])
     assert bool(found) == bool(kept)
+
+
+FAULTS = """
+import resource, threading
+import numpy as np
+from bnn_jax import cli
+
+def work():
+    faults = []
+    for _ in range(5):
+        np.ones(20_000_000)  # 160 MB, freed at once
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    print(faults[-1] - faults[0])
+
+cli.keep_memory()
+for target in (work, work):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="for glibc")
+def test_freed_memory_is_kept():
+    """What a thread allocates again and again brings no page of the system's after the first time."""
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert all(int(faults) < 1000 for faults in run.stdout.split())  # of 39,000 pages, or of large ones 300

@@ -186,7 +186,7 @@ def summarise(seconds: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
     """Milliseconds a leapfrog (or gradient), and ratios within a turn, with quartiles."""
     slope = (seconds["long"] - seconds["short"]) / (config.long - config.short)
     whole = seconds["long"] / config.long
-    milliseconds = {
+    one = {
         "gradient": seconds["gradient"],
         "ours, slope": slope,
         f"ours, step of {config.short} / {config.short}": seconds["short"] / config.short,
@@ -200,7 +200,7 @@ def summarise(seconds: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
     }
     return {
         "num_turns": len(slope),
-        "milliseconds": {name: timing.spread(1e3 * values) for name, values in milliseconds.items()},
+        "milliseconds": timing.milliseconds(one),
         "ratios": timing.judged(ratios, BARS),
     }
 

@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from bnn_jax import cli, runs
+from bnn_jax import cli, runs, timing
 from bnn_jax.types import UserError
 
 HERE = Path(__file__).parent
@@ -222,12 +222,6 @@ def wrong(answer: Mapping[str, Any]) -> str:
     return f"failed: {answer['error']}" if "error" in answer else ""
 
 
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return {"median": float(median), "q25": float(low), "q75": float(high)}
-
-
 def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict[str, Any]:
     """Medians and quartiles over turns, ratios within a turn, and whether they pass their bars."""
     rows, versions, speeds = {}, {}, {"train": {}, "predict": {}}
@@ -240,8 +234,8 @@ def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict
         speeds["train"][name] = config.steps / seconds["train"]
         speeds["predict"][name] = 1 / seconds["predict"]
         rows[name] = {
-            "steps_per_second": spread(speeds["train"][name]),
-            "predict_seconds": spread(seconds["predict"]),
+            "steps_per_second": timing.spread(speeds["train"][name]),
+            "predict_seconds": timing.spread(seconds["predict"]),
             "start_seconds": found["start"],
             "kl_ratio": None if found["kl"] is None else found["kl"] / found["closed_form"],
             "accuracy": found["accuracy"],
@@ -250,7 +244,7 @@ def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict
     for label, (what, one, others, bar) in BARS.items():
         there = [speeds[what][name] for name in others if name in speeds[what]]
         if one in speeds[what] and there:
-            values = spread(speeds[what][one] / np.max(there, axis=0))
+            values = timing.spread(speeds[what][one] / np.max(there, axis=0))
             values["turns"] = len(there[0])
             ratios[label] = {**values, "bar": bar, "met": verdict(values, bar), "hidden": hidden(values)}
     num_turns = max((len(values) for values in speeds["train"].values()), default=0)
@@ -274,7 +268,6 @@ def hidden(ratio: Mapping[str, float]) -> bool:
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    number = lambda s: f"{s['median']:.3g} ({s['q25']:.3g} to {s['q75']:.3g})"
     config, environment = results["config"], results["environment"]
     head = ("steps per CPU s", f"{config['draws']} draws x {config['images']:,} images, CPU s")
     lines = [
@@ -287,14 +280,14 @@ def table(results: Mapping[str, Any]) -> str:
             lines.append(f"| {name} | {note} | - | - | - |")
             continue
         kl = "-" if row["kl_ratio"] is None else f"{row['kl_ratio']:.3g}"
-        cells = (number(row["steps_per_second"]), number(row["predict_seconds"]))
+        cells = (timing.number(row["steps_per_second"]), timing.number(row["predict_seconds"]))
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['start_seconds']:.3g} | {kl} |")
     lines += ["", "| ratio | median (quartiles) | bar | met |", "|---|---|---|---|"]
     for name, ratio in results["ratios"].items():
-        told = "hidden by the spread, or too few turns" if ratio["hidden"] else number(ratio)
+        told = "hidden by the spread, or too few turns" if ratio["hidden"] else timing.number(ratio)
         bar = "" if ratio["bar"] is None else f"at least {ratio['bar']:g}"
         lines.append(f"| {name} | {told} | {bar} | {ratio['met']} |")
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     about = f"{results['num_turns']} turns on one core; Python {environment['python']}"
     return "\n".join([*lines, "", f"{about}; {versions}."])
 

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bnn_jax import chains, cli, estimators, loop, models, objectives, parts, runs, sharding
+from bnn_jax import chains, cli, estimators, loop, models, objectives, parts, runs, sharding, timing, trees
 from bnn_jax.types import Batch
 
 SAMPLES = 4
@@ -135,7 +135,7 @@ def measure(count: int, repeats: int, quick: bool, dump: Path) -> dict[str, Any]
         found = [one for text in texts.values() for one in collectives(text)]
         cases[name] = {"collectives": found, "result": result, "seconds": seconds}
     params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, data.x))
-    return {"num_weights": sum(a.size for a in jax.tree.leaves(params)), "cases": cases}
+    return {"num_weights": trees.size(params), "cases": cases}
 
 
 def vi(
@@ -216,9 +216,8 @@ def judge(
     reduced = [c for c in found if c["kind"] == "all-reduce"]
     innermost = max((c["loops"] for c in reduced), default=0)
     a, b = case["result"], one["result"]
-    quartiles = [np.quantile(c["seconds"], [0.25, 0.5, 0.75]) for c in (case, one)]
-    (low, median, high), (low_one, median_one, high_one) = quartiles
-    apart = case is not one and (low > high_one or high < low_one)
+    mine, first = timing.spread(case["seconds"]), timing.spread(one["seconds"])
+    apart = case is not one and (mine["q25"] > first["q75"] or mine["q75"] < first["q25"])
     return {
         "program": name,
         "devices": count,
@@ -233,8 +232,10 @@ def judge(
         "collectives": found,
         "difference": float(np.max(np.abs(a - b) / (1 + np.abs(b)))),
         "equal": bool(np.all(np.abs(a - b) <= TOLERANCE * (1 + np.abs(b)))),
-        "seconds": dict(zip(("q25", "median", "q75"), (low, median, high), strict=True)),
-        "ratio": float(median / median_one) if apart else None,  # None: quartiles overlap, or one device
+        "seconds": mine,
+        "ratio": mine["median"] / first["median"]
+        if apart
+        else None,  # None: quartiles overlap, or one device
     }
 
 
@@ -340,7 +341,7 @@ def count_weights(net: str, shape: tuple[int, ...]) -> int:
     """Weights of one of our nets with ten outputs."""
     model = models.build(net, 10)
     params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, jnp.zeros((1, *shape))))
-    return sum(a.size for a in jax.tree.leaves(params))
+    return trees.size(params)
 
 
 def table(results: dict[str, Any]) -> str:

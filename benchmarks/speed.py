@@ -131,10 +131,6 @@ def race(name: str, contestants: dict[str, Callable[[], float]], config: Config)
         return timing.take_turns(contestants, config.repeats, config.seconds, lambda done: progress(done, {}))
 
 
-def milliseconds(seconds: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: timing.spread(1e3 * values) for name, values in seconds.items()}
-
-
 def product(dtype: Any, config: Config) -> Callable[[], float]:
     """A square matrix product."""
     size = config.matrix if jax.default_backend() == "cpu" else 4 * config.matrix
@@ -169,7 +165,7 @@ def steps(config: Config) -> dict[str, Any]:
                 seconds[mine] / seconds[name(net, "float32", method)]
             )
     return {
-        "milliseconds": milliseconds({label: seconds[label] for label in built}),
+        "milliseconds": timing.milliseconds({label: seconds[label] for label in built}),
         "flops": {label: found.flops for label, found in built.items()},
         "share_of_peak": {label: timing.spread(values) for label, values in use.items()},
         "peak_gflops": {c: timing.spread(1e-9 / seconds[p]) for c, p in peaks.items()},
@@ -192,7 +188,7 @@ def samples(config: Config) -> dict[str, Any]:
     bar = f"{label(estimators.preferred_strategy(), 8)} / {base}"
     return {
         "preferred": estimators.preferred_strategy(),
-        "milliseconds": milliseconds(seconds),
+        "milliseconds": timing.milliseconds(seconds),
         "megabytes": {label(*how): found.memory / 1e6 for how, found in built.items()},
         "ratios": timing.judged(ratios, {bar: ("at most", 8.4)}),
     }
@@ -230,7 +226,7 @@ def pieces(config: Config) -> dict[str, Any]:
     contestants["whole step"] = step("lenet", "sampling", config).turn
     seconds = race("pieces", contestants, config)
     shares = {name: timing.spread(values / seconds["whole step"]) for name, values in seconds.items()}
-    return {"milliseconds": milliseconds(seconds), "shares": shares}
+    return {"milliseconds": timing.milliseconds(seconds), "shares": shares}
 
 
 def leapfrogs(config: Config) -> dict[str, Any]:

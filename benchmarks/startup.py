@@ -158,7 +158,7 @@ def predictive(config: Config) -> dict[str, Any]:
         seconds = timing.take_turns(contestants, repeats, progress=lambda done: progress(done, {}))
     ratios = {"predictive / its forward passes": seconds["predictive"] / seconds["forward passes"]}
     return {
-        "milliseconds": {name: timing.spread(1e3 * values) for name, values in seconds.items()},
+        "milliseconds": timing.milliseconds(seconds),
         "compiled_again": number[1] - number[0],
         "megabytes_more": (peak[1] - peak[0]) / 1024,
         "ratios": timing.judged(ratios, dict.fromkeys(ratios, ("at most", 1.05))),

@@ -76,6 +76,11 @@ def spread(values: Any) -> dict[str, float]:
     return {"median": float(median), "q25": float(low), "q75": float(high)}
 
 
+def milliseconds(seconds: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Name -> the spread of (turns,) seconds, in milliseconds."""
+    return {name: spread(1e3 * np.asarray(values)) for name, values in seconds.items()}
+
+
 def judge(found: Mapping[str, float], side: str, bar: float) -> str:
     """ "met", "not met", or `HIDDEN`, for a ratio's spread.
 

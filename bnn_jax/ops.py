@@ -119,39 +119,46 @@ def conv_general_dilated(
     )
     rest = {name: value for name, value in rest.items() if value is not None}
     plain = channels_last and feature_group_count == 1 and tuple(lhs_dilation) == ones and not rest
-    product = num_spatial > 0 and set(rhs.shape[:-2]) == {1} and _on_cpu()
-    if plain and _on_cpu() and not (loop_safe() or product):
-        pads = padding
-        if isinstance(padding, str):
-            pads = lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], window_strides, padding)
-        if lowering.suits(lhs, rhs, window_strides, rhs_dilation, pads):
-            return lowering.conv(lhs, rhs, tuple(map(tuple, pads)), precision)
-    if not (plain and (loop_safe() or product)):
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            precision=precision,
-            **rest,
-        )
-    rows = _rows(lhs, rhs.shape[:-2], tuple(window_strides), padding, tuple(rhs_dilation))
-    return jnp.matmul(rows, rhs.reshape(-1, rhs.shape[-1]), precision=precision)
+    if plain and _on_cpu():
+        window, strides, dilation = rhs.shape[:-2], tuple(window_strides), tuple(rhs_dilation)
+        pads = _pads(lhs, window, strides, padding, dilation)
+        product = num_spatial > 0 and set(window) == {1}
+        if loop_safe() or product:
+            rows = _rows(lhs, window, strides, pads, dilation)
+            return jnp.matmul(rows, rhs.reshape(-1, rhs.shape[-1]), precision=precision)
+        if lowering.suits(lhs, rhs, strides, dilation, pads):
+            return lowering.conv(lhs, rhs, pads, precision)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        precision=precision,
+        **rest,
+    )
 
 
-def _rows(x, window, strides, padding, dilation):
-    """What a kernel's window sees at each place, in the order of the kernel's entries:
-    (B, *spatial', window * C)."""
-    channels = x.shape[-1]
-    extent = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+def _pads(x, window, strides, padding, dilation):
+    """The pads of each spatial axis, in numbers."""
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:-1], extent, strides, padding)
+        padding = lax.padtype_to_pads(x.shape[1:-1], _extent(window, dilation), strides, padding)
+    return tuple(map(tuple, padding))
+
+
+def _extent(window, dilation):
+    return [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+
+
+def _rows(x, window, strides, pads, dilation):
+    """What a kernel's window sees at each place, in the order of the kernel's entries:
+    (B, *spatial, window * C)."""
+    channels, extent = x.shape[-1], _extent(window, dilation)
     # A negative pad crops, which lax.pad knows and jnp.pad does not.
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)])
     out = [max((n - e) // s + 1, 0) for n, e, s in zip(x.shape[1:-1], extent, strides, strict=True)]
     if 0 in out:  # the window is larger than the image: no place, as in the native convolution
         return jnp.zeros((x.shape[0], *out, math.prod(window) * channels), x.dtype)
@@ -292,7 +299,8 @@ def with_rows(layer: nn.Module, params: Params, x: jax.Array) -> tuple[jax.Array
             raise UserError(
                 f"{'/'.join(layer.path)}: a convolution in groups or with dilated inputs has no rows"
             )
-        seen.append(_rows(lhs, rhs.shape[:-2], tuple(window_strides), padding, tuple(rhs_dilation)))
+        window, strides, dilation = rhs.shape[:-2], tuple(window_strides), tuple(rhs_dilation)
+        seen.append(_rows(lhs, window, strides, _pads(lhs, window, strides, padding, dilation), dilation))
         return jnp.matmul(seen[-1], rhs.reshape(-1, rhs.shape[-1]))
 
     if isinstance(copy, nn.Conv):

@@ -118,9 +118,8 @@ def build(config: Config, found: Dataset) -> Experiment:
         config.monitor,
     )
     like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
-    state = jax.eval_shape(
-        algorithm.init, jax.random.key(0), like
-    )  # or the network is too large for the method
+    # Raises, too, where the network is too large for the method.
+    state = jax.eval_shape(algorithm.init, jax.random.key(0), like)
     pretrained = None if config.pretrained is None else _pretrained(config.pretrained, like)
     over = settings.over_images(config)
     record = lambda state: {}

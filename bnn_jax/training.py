@@ -130,6 +130,7 @@ def optimise(
     done_steps = history[-1]["step"] if history else 0
     stopped = _reason(schedule, done_steps, now)
     infos, wait = [], lambda: None
+    of_one = lambda state: state if mesh is None else sharding.local(state)
     try:
         for first, last in loop.chunks(done_steps, schedule.num_steps, loop.CHUNK_SIZE, schedule.period):
             if stopped:
@@ -140,7 +141,7 @@ def optimise(
             progress(last, info)
             if last % schedule.period and last < schedule.num_steps:
                 continue
-            here = state if mesh is None else sharding.local(state)
+            here = of_one(state)
             row = {"step": last, **_mean(infos), **(evaluate(here) if evaluate else {}), **record(here)}
             row = processes.agreed(row)
             infos = []
@@ -158,7 +159,7 @@ def optimise(
     finally:
         wait()  # after an interruption, too: whoever goes on finds a whole checkpoint
     _prune(folder, schedule.keep, int(now.best_step))
-    state, step = now.state if mesh is None else sharding.local(now.state), history[-1]["step"]
+    state, step = of_one(now.state), history[-1]["step"]
     if schedule.patience is not None:
         step = int(now.best_step)
         state = checkpoint.load(_checkpoint(folder, step), like).state

@@ -178,7 +178,7 @@ def samples(config: Config) -> dict[str, Any]:
     net = "digits" if config.quick else "lenet"
     built = {
         (strategy, count): step(net, "sampling", config, num_samples=count, strategy=strategy)
-        for strategy in estimators.STRATEGIES
+        for strategy in (*estimators.STRATEGIES, "map(4)")
         for count in config.samples
     }
     label = lambda strategy, count: f"{strategy}, S = {count}"

@@ -16,6 +16,7 @@ weights of other layers (norms, noise) are sampled once and shared by the batch.
 gets independent noise at each call.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -46,24 +47,32 @@ def over_samples(f: Callable, xs: Any, strategy: Strategy = None) -> Any:
     """`f` on every entry of the leading axis of `xs`, stacked.
 
     Args:
-        strategy: "vmap" (one batched program), "unroll" (S copies in one program), "map" (a loop, the
-            memory of one), None for the backend's preferred one, or a function (f, xs) -> stacked
-            results of your own, such as `sharding.over_samples(mesh)`.
+        strategy: "vmap" (one batched program), "unroll" (S copies in one program), "map" (a loop, with the
+            memory of one, also in training: its gradient computes `f` a second time) or "map(c)" (c at a
+            time, with the memory of c), None for the backend's preferred one, or a function (f, xs) ->
+            stacked results of your own, such as `sharding.over_samples(mesh)`.
 
     Raises:
         UserError: an unknown strategy.
     """
     if callable(strategy):
         return strategy(f, xs)
-    strategy = strategy or preferred_strategy()
-    if strategy not in STRATEGIES:
-        raise UserError(f"unknown strategy {strategy!r}: choose from {', '.join(STRATEGIES)}")
-    if strategy == "vmap":
-        return jax.vmap(ops.in_loop(f))(xs)
-    if strategy == "map":
-        return jax.lax.map(ops.in_loop(f), xs)
+    name, chunk = _parsed(strategy or preferred_strategy())
     count = jax.tree.leaves(xs)[0].shape[0]
-    return stack([f(jax.tree.map(lambda a, i=i: a[i], xs)) for i in range(count)])
+    if name == "map" and chunk < count:
+        alone = jax.checkpoint(ops.in_loop(f), prevent_cse=False)  # within a loop nothing can be shared
+        return jax.lax.map(alone, xs, batch_size=chunk if chunk > 1 else None)
+    if name == "unroll" or count == 1:
+        return stack([f(jax.tree.map(lambda a, i=i: a[i], xs)) for i in range(count)])
+    return jax.vmap(ops.in_loop(f))(xs)
+
+
+def _parsed(strategy):
+    """Its name, and of "map(c)" the number c, of "map" 1."""
+    known = re.fullmatch(r"(vmap|unroll|map)|(map)\((\d+)\)", strategy)
+    if known is None or known[3] == "0":
+        raise UserError(f"unknown strategy {strategy!r}: choose from {', '.join(STRATEGIES)}, map(c)")
+    return known[1] or known[2], int(known[3] or 1)
 
 
 def sampling(

@@ -45,7 +45,7 @@ class Config(augment.Augmentation, data.Options):
     posterior: str = "mean_field"  # variational family, by name (bnn_jax/posteriors)
     estimator: str = "flipout"  # sampling, antithetic, local_reparam or flipout
     num_samples: int = 1  # weight samples a step of VI
-    strategy: str | None = None  # how they run: unroll, map or vmap; default what suits the backend
+    strategy: str | None = None  # how they run: unroll, vmap, map, map(c): c at a time; default by backend
     kl: str = "closed_form"  # closed_form (Gaussian priors) or monte_carlo
     temperature: float = 1.0  # of the posterior; below 1 a cold one
     beta: float = 1.0  # the KL weight; 1 is the ELBO

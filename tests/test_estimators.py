@@ -1,6 +1,7 @@
 """Estimators: what a distribution over weights looks like after it has passed through a network."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -151,14 +152,34 @@ def test_strategies_give_the_same_numbers(name):
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
     phi = phi_of({"kernel": jnp.linspace(-1, 1, 8).reshape(2, 2, 1, 2)}, 0.3)
     module = nn.Conv(2, (2, 2), use_bias=False)
-    built = [
-        estimators.build(name, module, mean_field.build(), 4, strategy)
-        for strategy in (*estimators.STRATEGIES, None, lambda f, xs: jax.vmap(f)(xs))
-    ]
+    strategies = (*estimators.STRATEGIES, "map(2)", "map(3)", "map(9)", None, lambda f, xs: jax.vmap(f)(xs))
+    built = [estimators.build(name, module, mean_field.build(), 4, strategy) for strategy in strategies]
     found = [jax.jit(estimator)(jax.random.key(3), phi, x)[0] for estimator in built]
     assert found[0].shape == (4, 2, 3, 3, 2)
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=1e-6)
+    squares = lambda phi, estimate: jnp.sum(estimate(jax.random.key(3), phi, x)[0] ** 2)
+    chosen = [built[strategies.index(strategy)] for strategy in ("vmap", "map", "map(3)")]
+    first, *others = [jax.jit(jax.grad(squares), static_argnums=1)(phi, estimate) for estimate in chosen]
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), other, first)
+
+
+def test_the_memory_of_a_chunk():
+    """That of a gradient over 12 samples, by what the compiler plans: of one of them under "map", of four
+    under "map(4)"."""
+    module, x = nn.Sequential([nn.Dense(64), jnp.tanh, nn.Dense(64), jnp.tanh]), jnp.ones((500, 8))
+    phi = phi_of(module.init(jax.random.key(0), x)["params"], 0.1)
+
+    def planned(strategy, count):
+        estimate = estimators.build("flipout", module, mean_field.build(), count, strategy)
+        loss = lambda phi: jnp.mean(jnp.mean(estimate(jax.random.key(0), phi, x)[0], 0) ** 2)
+        return jax.jit(jax.grad(loss)).lower(phi).compile().memory_analysis().temp_size_in_bytes
+
+    outputs = 4 * 12 * 500 * 64  # bytes: all samples' are kept, and their gradients
+    one, four, every = (planned("vmap", count) for count in (1, 4, 12))
+    assert planned("map", 12) < one + 3 * outputs < every / 2
+    assert planned("map(4)", 12) < four + 3 * outputs < every
 
 
 def gradients(name, module, phi, batch, count):
@@ -357,12 +378,13 @@ def test_errors():
             estimators.build(name, module, skewed, 2)
 
 
+@pytest.mark.parametrize("strategy", ["fast", "map(0)", "unroll(2)", "map (2)"])
 @pytest.mark.parametrize("name", NAMES)
-def test_unknown_strategy(name):
-    estimator = estimators.build(name, nn.Dense(1), mean_field.build(), 2, "fast")
+def test_unknown_strategy(name, strategy):
+    estimator = estimators.build(name, nn.Dense(1), mean_field.build(), 2, strategy)
     x = jnp.ones((1, 2))
     phi = phi_of(nn.Dense(1).init(jax.random.key(0), x)["params"], 0.1)
-    with pytest.raises(UserError, match="unknown strategy 'fast': choose from vmap, unroll, map"):
+    with pytest.raises(UserError, match=re.escape(f"unknown strategy '{strategy}': choose from vmap")):
         estimator(jax.random.key(0), phi, x)
 
 

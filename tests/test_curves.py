@@ -51,3 +51,16 @@ def test_histories_of_several_runs_are_one_line():
     line = curves.over_runs(histories, "nll")
     for values, wanted in zip(line, ([1, 2], [2, 4], [1, 4], [3, 4]), strict=True):
         np.testing.assert_array_equal(values, wanted)
+
+
+def test_a_wide_legend_takes_more_rows():
+    """So that no label is cut at the border; a narrow one stands in one."""
+    line = Line(np.arange(3.0), np.arange(3.0))
+    for words, rows in (("net", 1), ("a network of several words", 2)):
+        figure = curves.curves({"panel": {f"{words} {i}": line for i in range(4)}}, "x", "y", "headline")
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.width <= figure.bbox.width
+        heights = {round(text.get_window_extent().y0) for text in legend.get_texts()}
+        assert (len(heights) > 1) == (rows > 1)

@@ -82,8 +82,17 @@ def curves(
         lowest.tick_params(labelbottom=True)
     handles = {h.get_label(): h for axes in figure.axes for h in axes.lines}
     if len(labels) > 1:
-        figure.legend(handles=[handles[label] for label in labels], loc="outside lower center", ncols=6)
+        _legend(figure, [handles[label] for label in labels])
     return figure
+
+
+def _legend(figure, handles):
+    """Below the panels, in as many columns as the figure is wide enough for."""
+    for columns in range(6, 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def _looks(labels, ordered):

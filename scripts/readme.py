@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "compare.json"
 BENCHMARKS = {  # marker: (page of docs, benchmark, its function that makes the table)
     "leapfrog": ("performance.md", "leapfrog", "table"),
+    "chains": ("performance.md", "chains", "table"),
     "peers": ("performance.md", "peers", "table"),
     "speed": ("performance.md", "speed", "table"),
     "startup": ("performance.md", "startup", "table"),

@@ -1,5 +1,10 @@
 """benchmarks/speed.py and the arithmetic of turns: exact sums, verdicts, and what the spread forbids."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +14,7 @@ from problems import load_script
 
 from bnn_jax import runs, timing
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
@@ -127,3 +133,32 @@ def test_differences_of_pairs():
     np.testing.assert_allclose(found["interval"], [2 - half, 2 + half], rtol=1e-6)
     assert precision.difference([1.0], [3.0]) == {"mean": -2, "interval": None}
     assert "| nll | -2.0000 | - |" in precision.sections({"nll": precision.difference([1.0], [3.0])})
+
+
+def test_the_speed_up_of_chains():
+    """Two chains in the seconds of one are twice as fast, in twice the seconds not at all."""
+    chains = load_script("chains", "benchmarks")
+    seconds = {"hmc, 1": np.array([1.0, 2.0]), "hmc, 2": np.array([1.0, 4.0])}
+    found = chains.speed_ups(seconds, ("hmc",), 2)
+    np.testing.assert_equal(found["hmc, 2 chains"], [2, 1])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned here")
+def test_quick_form_of_chains(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "chains.py"),
+        "--quick",
+        "--out",
+        str(tmp_path / "a.json"),
+    ]
+    cores = len(os.sched_getaffinity(0))
+    done = subprocess.run(command, capture_output=True, text=True)
+    if cores < 2:
+        assert done.returncode == 2
+        assert f"the {cores} cores" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    found = runs.read_json(tmp_path / "a.json")
+    assert found["ratios"]["hmc, 2 chains"]["bar"] == "at least 1.7"
+    assert set(found["milliseconds"]) == {"hmc, 1", "hmc, 2"}

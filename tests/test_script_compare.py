@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -165,18 +163,31 @@ def test_the_same_command_repeats_the_table_and_from_redoes_the_report(finished)
     assert (out / "report.html").exists()
 
 
+INTERRUPTED = """
+import os, runpy, signal, sys
+from bnn_jax import runs
+
+write = runs.write_json
+
+def write_and_interrupt(path, record):
+    write(path, record)
+    if path.name == "progress.json":
+        os.kill(os.getpid(), signal.SIGINT)
+
+runs.write_json = write_and_interrupt
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_an_interrupted_run_goes_on_with_the_same_draws(finished, tmp_path):
+    """By the signal of Ctrl-C, right after the first block was counted."""
     out, _ = finished
     part = tmp_path / "part"
-    process = subprocess.Popen(
-        command("--out", part, *TINY), env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 600
-    while not (part / "hmc" / "progress.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=600)
-    assert process.returncode == 130
+    python, *arguments = command("--out", part, *TINY)
+    stopped = subprocess.run([python, "-c", INTERRUPTED, *arguments], env=environment(), timeout=900)
+    assert stopped.returncode == 130
+    assert json.loads((part / "hmc" / "progress.json").read_text())["blocks"] == 1
     assert not (part / "results.json").exists()
     resumed = run("--out", part, *TINY)
     assert resumed.returncode == 0, resumed.stderr

@@ -1,6 +1,6 @@
 """Two chains on two cores beside one chain on one: what `chains.collect` makes of a second core.
 
-    python benchmarks/chains.py            2 CPU cores: about 3 minutes
+    python benchmarks/chains.py            2 CPU cores: about 7 minutes
     python benchmarks/chains.py --quick    half a minute, too few turns to trust
 
 HMC of fixed steps and NUTS of fixed depth on the digits net, full batch of 1,297 images. Each contestant is a

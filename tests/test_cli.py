@@ -138,8 +138,8 @@ def work():
     print(faults[-1] - faults[0])
 
 cli.keep_memory()
-for target in (work, work):
-    thread = threading.Thread(target=target)
+for _ in range(2):
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
 """

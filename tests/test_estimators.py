@@ -384,7 +384,8 @@ def test_unknown_strategy(name, strategy):
     estimator = estimators.build(name, nn.Dense(1), mean_field.build(), 2, strategy)
     x = jnp.ones((1, 2))
     phi = phi_of(nn.Dense(1).init(jax.random.key(0), x)["params"], 0.1)
-    with pytest.raises(UserError, match=re.escape(f"unknown strategy '{strategy}': choose from vmap")):
+    message = f"unknown strategy '{strategy}': choose from vmap, unroll, map, map(c)"
+    with pytest.raises(UserError, match=re.escape(message)):
         estimator(jax.random.key(0), phi, x)
 
 

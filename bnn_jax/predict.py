@@ -121,10 +121,11 @@ def build(
     def accumulate(source, x, num_draws):
         blocks = equal_parts(x, BLOCK)
         params = jax.eval_shape(draw_one, source, np.int32(0))
-        carries = [zeros(params, block) for block in blocks]
-        if not ops.slow_in_loops(add_one.trace(params, blocks[0], np.int32(0), carries[0]).jaxpr):
+        carry = jax.eval_shape(zeros, params, blocks[0])
+        if not ops.slow_in_loops(add_one.trace(params, blocks[0], np.int32(0), carry).jaxpr):
             mean, squares, noise = add_all(source, x, num_draws)
             return mean, squares / num_draws, noise
+        carries = [zeros(params, block) for block in blocks]
         for i in map(np.int32, range(num_draws)):
             params = draw_one(source, i)
             carries = [add_one(params, block, i, carry) for block, carry in zip(blocks, carries, strict=True)]

@@ -13,6 +13,7 @@ if they do not disturb each other.
 import dataclasses
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -109,6 +110,7 @@ def contestant(given: tuple) -> Iterator[Callable[[], float]]:
 
 def serve(pipe: Connection, method: str, number: int, cores: list[int], draws: int, blocks: int) -> None:
     """Sample a block whenever asked, and tell the seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its children
     os.sched_setaffinity(0, cores)  # before JAX starts its threads
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", number)

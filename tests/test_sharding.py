@@ -21,6 +21,8 @@ from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
 from bnn_jax.types import Algorithm, Batch, Scaling, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 N = 24
 CHAINS = 8
 ESTIMATORS = ("sampling", "antithetic", "local_reparam", "flipout")

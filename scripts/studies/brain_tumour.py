@@ -15,6 +15,12 @@ Read the scores with care. The test parts are tiny, about 25 and 200 images. Som
 are wrong, and their decision threshold (largest Youden's J) rests on the few validation images. In the four
 classes similar slices of one patient may lie in several parts, as no patient is named, and slices without a
 tumour come from other sources, which a network may tell by that alone.
+
+What the posterior adds here, and what not: in the four classes VI is level with MAP, in scores and in how
+well its entropy tells wrong answers from right ones; in the two classes the seeds differ by more than the
+methods do. MC dropout is behind both, and in thirteen layers without normalisation it learns next to nothing
+in these epochs. VGG16 is not ahead of the plain CNN at this width and image size, with or without its dense
+head, so that what the other study finds could not be repeated in the small.
 """
 
 from collections.abc import Mapping, Sequence

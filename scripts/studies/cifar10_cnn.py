@@ -6,6 +6,11 @@ maximum likelihood (a prior so wide that it says nothing, N(0, 10^2)), and under
 of maximum posterior density (MAP), with MC dropout (rate 0.25 on the inputs of all layers but the first) and
 under VI, with validation scores after every epoch, the confusion matrix and the entropy of each class. 45,000
 training, 5,000 validation and the 10,000 official test images, no augmentation.
+
+What the posterior adds here, and what not: maximum likelihood overfits, some epochs later than in the other
+study; under the prior nothing does, and MAP is as good as VI and the better calibrated of the two. So it is
+the prior that takes the overfitting away, not the width of the posterior. MC dropout under the same prior
+learns slowly and underrates itself. Birds, cats and dogs are hard for all four, and all say so.
 """
 
 from collections.abc import Mapping, Sequence

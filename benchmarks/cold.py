@@ -105,7 +105,7 @@ STUDY = Study(
     columns=("nll", "accuracy", "ece", "rhat_function_median", "seconds"),
     overview=Overview("digits", "nll", None, "digits, VI, T = 1", ("HMC", "digits, HMC, T = 1")),
     evaluate={"num_draws": 200, "num_bootstrap": 200},
-    quick=dict(steps=300, num_warmup=20, num_draws=20, thin=1, block_size=20, trajectory_length=0.05),
+    quick=dict(steps=100, num_warmup=10, num_draws=10, thin=1, block_size=10, trajectory_length=0.02),
     quick_labels=["digits, HMC, T = 0.1", "digits, HMC, T = 1", "digits, VI, T = 0.1", "digits, VI, T = 1"],
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
     analyse=analyse,

@@ -115,8 +115,7 @@ def test_ebfmi(rho):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arviz = pytest.importorskip("arviz", reason="ArviZ is the independent implementation to compare with")
-        if hasattr(arviz, "convert_to_dataset"):
-            np.testing.assert_allclose(arviz.bfmi({"energy": energy}), found)
+        np.testing.assert_allclose(arviz.bfmi(energy), found)
 
 
 def test_an_energy_that_has_no_ebfmi():

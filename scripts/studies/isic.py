@@ -187,8 +187,8 @@ def sections(found: dict[str, Any]) -> list[str]:
             "",
             *study_page.table(rows),
             "",
-            f"VI, {CROP_DRAWS} draws, trained on random crops of 64 of 72 pixels: stride 1 averages over 81 crops",
-            "of each image.",
+            f"VI, {CROP_DRAWS} draws, trained on random crops of 64 of 72 pixels: stride 1 averages over",
+            "81 crops of each image.",
             "",
         ]
     told = found["patches"]

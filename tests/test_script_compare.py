@@ -175,6 +175,7 @@ def write_and_interrupt(path, record):
         os.kill(os.getpid(), signal.SIGINT)
 
 runs.write_json = write_and_interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

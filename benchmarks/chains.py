@@ -94,7 +94,9 @@ def contestant(given: tuple) -> Iterator[Callable[[], float]]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, *given), daemon=True)
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for us, who end the process
     process.start()
+    signal.signal(signal.SIGINT, ours)
     there.close()  # here: if the process dies, `recv` says so
 
     def turn() -> float:
@@ -110,7 +112,6 @@ def contestant(given: tuple) -> Iterator[Callable[[], float]]:
 
 def serve(pipe: Connection, method: str, number: int, cores: list[int], draws: int, blocks: int) -> None:
     """Sample a block whenever asked, and tell the seconds."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its children
     os.sched_setaffinity(0, cores)  # before JAX starts its threads
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", number)

@@ -15,7 +15,7 @@ SHOWN = {  # name in the info -> (label, format), in this order
     "nll": ("NLL", ".4f"),
     "kl": ("KL", ".1f"),
     "accept_prob": ("acceptance", ".2f"),
-    "step_size": ("step size", ".4f"),
+    "step_size": ("step size", ".2g"),
     "num_steps": ("leapfrogs", ".0f"),
 }
 

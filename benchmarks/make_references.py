@@ -46,6 +46,15 @@ PROBLEMS = {
         trajectory_length=math.pi / 8,
         **_CHAINS | dict(num_chains=2, num_warmup=60, num_draws=160, block_size=20),
     ),
+    "logistic": Config(
+        dataset="medmnist",
+        path=Path("pneumoniamnist.npz"),
+        net="mlp(hidden=())",
+        steps=1000,
+        learning_rate=3e-3,
+        trajectory_length=math.pi / 4,
+        **_CHAINS | dict(num_draws=500),
+    ),
     "mnist160": Config(
         dataset="idx",
         path=Path("mnist"),

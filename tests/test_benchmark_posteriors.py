@@ -22,12 +22,18 @@ def target(name):
 
 
 def test_every_method_is_there():
-    """What can be found by name is compared, but for subsampled HMC, which takes few weights only."""
     plain = {method["method"].partition("(")[0] for method in posteriors.METHODS.values()}
-    assert plain == set(parts.names("method")) - {"hmcecs"}
+    assert plain == set(parts.names("method"))
     for method in posteriors.METHODS.values():
         parts.find("method", method["method"])  # or an argument that it does not have
     assert set(posteriors.TRAINING) == set(references.PROBLEMS)
+
+
+def test_subsampled_hmc_runs_where_its_hessian_fits():
+    (limited,) = posteriors.FEW_WEIGHTS
+    assert set(posteriors.FEW_WEIGHTS[limited]) < set(references.PROBLEMS)
+    assert limited in posteriors.applicable("logistic")
+    assert posteriors.applicable("digits", ["MAP", limited]) == ["MAP"]
 
 
 @pytest.mark.parametrize("name", references.PROBLEMS)

@@ -43,6 +43,7 @@ from bnn_jax import (
 from bnn_jax.commands import train
 from bnn_jax.report import cost, study_page
 from bnn_jax.settings import Config
+from bnn_jax.trees import size
 from bnn_jax.types import Batch, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -238,7 +239,8 @@ def passes(place: Path, config: Config, found: Any) -> float:
         "hmcecs": (leapfrogs + 1) * share,
     }.get(name, share)
     steps = config.num_warmup + config.num_draws * config.thin
-    return config.num_chains * (climbed + steps * each)
+    hessian = size(kept.params) if name == "hmcecs" else 0
+    return config.num_chains * (climbed + hessian + steps * each)
 
 
 def collect(where: Path, results: Path) -> None:

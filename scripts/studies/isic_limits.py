@@ -124,7 +124,7 @@ STUDY = Study(
     columns=(*COLUMNS, "seconds"),
     overview=Overview("melanoma, 128 pixels, AUROC", "auroc", "128 pixels, MAP", "128 pixels, VI"),
     evaluate={"num_draws": NUM_DRAWS},
-    quick=dict(epochs=2, limit=100),
+    quick=dict(epochs=2, limit=40),
     quick_evaluate={"num_draws": 5, "num_bootstrap": 20},
     quick_labels=["64 pixels, MAP", "32 pixels, VI"],
     analyse=analyse,

@@ -60,7 +60,7 @@ STUDY = Study(
     published={"256 pixels, full widths, maximum likelihood": {"accuracy": 0.978, "recall": 0.979}},
     quick=dict(epochs=1, limit=200, image_size=32),
     quick_evaluate={"num_draws": 5, "num_bootstrap": 20},
-    quick_labels=["32 pixels, MAP", "32 pixels, VI"],
+    quick_labels=["32 pixels, VI"],
 )
 
 if __name__ == "__main__":

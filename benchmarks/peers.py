@@ -70,6 +70,7 @@ BARS = {  # ratio: what is measured, of whom, the best of whom, at least
     ),
 }
 WIDE = 1.25  # upper by lower quartile of a ratio beyond which it is not told
+# As `cli.keep_memory`, for every library alike.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 FEW = 3  # turns below which no ratio is told
 

@@ -1,6 +1,7 @@
 """Problems with known answers, shared by the tests."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax import diagnostics, estimators, objectives, ops
+from bnn_jax import chains, diagnostics, estimators, objectives, ops
 from bnn_jax.likelihoods import gaussian
 from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
@@ -118,3 +119,23 @@ def agrees_with_moments(draws: np.ndarray, mean: np.ndarray, cov: np.ndarray) ->
     rows, columns = np.triu_indices(len(mean))
     centred = draws - mean
     agrees(centred[..., rows] * centred[..., columns], cov[rows, columns])
+
+
+def run_chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1, seed=0):
+    """Draws (C, D, P) and the trace, each (C, D)."""
+    blocks = list(
+        chains.collect(
+            jax.random.key(seed),
+            algorithm,
+            starts,
+            data,
+            num_warmup=num_warmup,
+            num_draws=num_draws,
+            thin=thin,
+            block_size=math.gcd(num_warmup, num_draws),
+        )
+    )
+    join = lambda *leaves: np.concatenate(leaves, 1)
+    draws = jax.tree.map(join, *(block.draws for block in blocks))
+    flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(draws)]
+    return np.concatenate(flat, -1).astype(np.float64), jax.tree.map(join, *(block.trace for block in blocks))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import SIGMAS, agrees, agrees_with_moments, conv_problem, estimator_names, linear
+from problems import SIGMAS, agrees, agrees_with_moments, conv_problem, estimator_names, linear, run_chains
 from scipy.stats import chisquare, multivariate_normal
 
-from bnn_jax import chains, diagnostics, ensemble, estimators, loop, objectives, parts, trees
+from bnn_jax import diagnostics, ensemble, estimators, loop, objectives, parts, trees
 from bnn_jax.infer import dropout, hmc, nuts, rank_one, vi
 from bnn_jax.infer import map as map_
 from bnn_jax.likelihoods import gaussian
@@ -39,26 +39,6 @@ def target(problem, temperature=1.0):
 
 def scale(params, width=1.0):
     return jax.tree.map(lambda a: jnp.full_like(a, width), params)
-
-
-def run_chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1, seed=0):
-    """Draws (C, D, P) and the trace, each (C, D)."""
-    blocks = list(
-        chains.collect(
-            jax.random.key(seed),
-            algorithm,
-            starts,
-            data,
-            num_warmup=num_warmup,
-            num_draws=num_draws,
-            thin=thin,
-            block_size=math.gcd(num_warmup, num_draws),
-        )
-    )
-    join = lambda *leaves: np.concatenate(leaves, 1)
-    draws = jax.tree.map(join, *(block.draws for block in blocks))
-    flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(draws)]
-    return np.concatenate(flat, -1).astype(np.float64), jax.tree.map(join, *(block.trace for block in blocks))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -15,10 +15,10 @@ import pytest
 from blackjax.adaptation.mclmc_adaptation import make_L_step_size_adaptation
 from numpyro.contrib.ecs_proxies import perturbed_method, taylor_proxy
 from numpyro.contrib.einstein import SVGD, RBFKernel
-from problems import agrees, agrees_with_moments, linear
+from problems import agrees, agrees_with_moments, linear, run_chains
 from scipy.special import expit
 
-from bnn_jax import chains, diagnostics, loop, microcanonical, trees
+from bnn_jax import diagnostics, loop, microcanonical, trees
 from bnn_jax.infer import hmcecs, mclmc, mclmc_adjusted, svgd
 from bnn_jax.infer import map as map_
 from bnn_jax.likelihoods import bernoulli, gaussian
@@ -29,26 +29,6 @@ PROBLEM = linear()
 PRIOR, LIKELIHOOD = isotropic.build(PROBLEM.std), gaussian.build(PROBLEM.sigma)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-def run_chains(algorithm, starts, data, num_draws, num_warmup=200, thin=1):
-    """Draws (C, D, P) and the trace, each (C, D)."""
-    blocks = list(
-        chains.collect(
-            jax.random.key(0),
-            algorithm,
-            starts,
-            data,
-            num_warmup=num_warmup,
-            num_draws=num_draws,
-            thin=thin,
-            block_size=math.gcd(num_warmup, num_draws),
-        )
-    )
-    join = lambda *leaves: np.concatenate(leaves, 1)
-    draws = jax.tree.map(join, *(block.draws for block in blocks))
-    flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(draws)]
-    return np.concatenate(flat, -1).astype(np.float64), jax.tree.map(join, *(block.trace for block in blocks))
 
 
 def spread(params):

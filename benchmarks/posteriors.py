@@ -363,6 +363,17 @@ def table(rows: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> list[str
     return [*lines, f"| **HMC, the reference** | {' | '.join(cells)} |"]
 
 
+def floors(record: Mapping[str, Any]) -> str:
+    """The table of docs/methods.md: a row a method, its distance to HMC in floors on every problem."""
+    lines = [f"| method | {' | '.join(record)} |", f"| --- |{' ---: |' * len(record)}"]
+    for label in METHODS:
+        own = [summary(grouped(rows).get(label, ()), "in_floors") for rows in record.values()]
+        if any(value is not None for value in own):
+            cells = (shown("in_floors", value) for value in own)
+            lines.append(f"| {label}, `{METHODS[label]['method']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def shown(key: str, value: tuple[float, float] | None) -> str:
     """A cell."""
     if value is None:

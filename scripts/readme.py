@@ -19,6 +19,7 @@ from bnn_jax.types import UserError
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "compare.json"
 BENCHMARKS = {  # marker: (page of docs, benchmark, its function that makes the table)
+    "posteriors": ("methods.md", "posteriors", "floors"),
     "leapfrog": ("performance.md", "leapfrog", "table"),
     "chains": ("performance.md", "chains", "table"),
     "peers": ("performance.md", "peers", "table"),

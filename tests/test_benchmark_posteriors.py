@@ -100,6 +100,16 @@ def test_the_table_is_sorted_by_distance():
     ]
 
 
+def test_a_row_of_floors_for_every_method():
+    rows = [{**row, "in_floors": 10 * row["total_variation"]} for row in ROWS[:3]]
+    assert posteriors.floors({"digits": rows, "boston": rows[:2]}).splitlines() == [
+        "| method | digits | boston |",
+        "| --- | ---: | ---: |",
+        "| MAP, `map` | 4.0 | 4.0 |",
+        "| SGLD, `sgld` | 1.0 | - |",
+    ]
+
+
 def test_distance_against_cost_is_drawn():
     points = [cost.Point(*point) for point in posteriors.of_seeds(ROWS)]
     figure = cost.against_distance(points, 0.02, "total variation", "digits")

@@ -6,8 +6,6 @@ published for its five blocks on images of 256x256 pixels and a random split. He
 the pixels (32, 64 and 128 a side) and the widths (as published, 32 to 512 with a dense layer of 2,048), the
 rest as in that study: the same images, random split, augmentation, optimiser and 15 epochs. `--image-size
 256` of a single run is the full size, for a GPU.
-
-RESULT
 """
 
 from pathlib import Path

@@ -114,11 +114,7 @@ def main(study: Study, options: Options) -> None:
                 if not judged(place, config, judgement):
                     console.rule(f"{label}, run {fold + 1} of {len(plan[label])}")
                     config = dataclasses.replace(config, out=place, data_dir=options.data_dir)
-                    found = _loaded(loaded, config)
-                    train.main(config, found)
-                    told = evaluate.Config(run=place, data_dir=options.data_dir, **judgement)
-                    evaluate.main(told, found)
-                    jax.clear_caches()  # of compiled programs that no later run can use
+                    train_and_judge(config, _loaded(loaded, config), judgement)
         missing = [
             label
             for label, configs in plan.items()
@@ -181,6 +177,13 @@ def judged(run: Path, config: Config, judgement: Mapping[str, Any]) -> bool:
             f"{run} was trained with other settings ({changed}): delete it, or choose another --out"
         )
     return record["evaluation"].items() >= judgement.items()
+
+
+def train_and_judge(config: Config, found: Dataset, judgement: Mapping[str, Any]) -> None:
+    """One run in the folder `config.out`, from training to scores."""
+    train.main(config, found)
+    evaluate.main(evaluate.Config(run=config.out, data_dir=config.data_dir, **judgement), found)
+    jax.clear_caches()  # of compiled programs that no later run can use
 
 
 def collect(name: str, plan: Mapping[str, Sequence[Config]], where: Path) -> dict[str, Any]:

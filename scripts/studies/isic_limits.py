@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import augment, data, experiment, runs
-from bnn_jax.commands import evaluate, train
+from bnn_jax import augment, data, experiment, runs, splits, study
+from bnn_jax.commands import evaluate
 from bnn_jax.report import study_page
 from bnn_jax.settings import Config
 from bnn_jax.study import Overview, Study, run
@@ -37,6 +37,7 @@ from bnn_jax.types import Dataset
 SEEDS = range(3)
 NUM_DRAWS = 50
 CROP, STRIDE = 64, 4
+JUDGEMENT = {"num_draws": 1}  # of the crops, by one network
 COLUMNS = ("auroc", "accuracy", "recall", "precision", "nll", "ece")
 SPLITS = {"crops of a lesion on one side": True, "crops of a lesion on both sides": False}
 _COMMON = dict(
@@ -57,7 +58,7 @@ _METHODS = {
     "MAP": dict(method="map"),
     "VI": dict(method="vi", estimator="sampling", beta_warmup=200),
 }
-_COLD = {
+_WEAKER = {  # a prior that says less
     "VI, KL weight 0.01": dict(_METHODS["VI"], beta=0.01),
     "dropout without a prior": dict(_METHODS["maximum likelihood"], method="dropout(rate=0.25)"),
 }
@@ -69,20 +70,23 @@ _SIZES = {
 }
 _ALL = {
     f"{size}, {name}": of_size | how for size, of_size in _SIZES.items() for name, how in _METHODS.items()
-} | {f"64 pixels, {name}": _SIZES["64 pixels"] | how for name, how in _COLD.items()}
+} | {f"64 pixels, {name}": _SIZES["64 pixels"] | how for name, how in _WEAKER.items()}
 
 
 def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
     """The same crops divided in two ways, a run each and seed."""
-    found = {}
-    for name, whole in SPLITS.items():
-        found[name] = []
-        for place in folders["64 pixels, maximum likelihood"]:
-            config = runs.from_config(Config, runs.read_mark(place, experiment.SCRIPT), place)
-            config = dataclasses.replace(config, image_size=72, epochs=1 if quick else 20)
-            images = experiment.load_data(config)
+    found: dict[str, Any] = {name: [] for name in SPLITS}
+    for place in folders["64 pixels, maximum likelihood"]:
+        config = experiment.reopen(place).config
+        config = dataclasses.replace(config, image_size=72, epochs=1 if quick else 20)
+        images = experiment.load_data(config)
+        for name, whole in SPLITS.items():
             own = place.with_name(f"{runs.slug(name)}-{config.seed}")
-            found[name].append(judged(dataclasses.replace(config, out=own), crops(images, config, whole)))
+            if not study.judged(own, config, JUDGEMENT):
+                divided = crops(images, config, whole)
+                study.train_and_judge(dataclasses.replace(config, out=own), divided, JUDGEMENT)
+            scores = runs.read_json(own / evaluate.RESULT)
+            found[name].append({column: scores[column] for column in COLUMNS})
     return found
 
 
@@ -92,10 +96,9 @@ def crops(images: Dataset, config: Config, whole: bool) -> Dataset:
     Args:
         whole: whether the crops of one image stay on one side.
     """
-    parts = [part for part in ("train", "val", "test") if getattr(images, f"x_{part}") is not None]
-    pixels = np.concatenate([data.to_images(getattr(images, f"x_{part}"), images.scaling) for part in parts])
-    labels = np.concatenate([getattr(images, f"y_{part}") for part in parts])
-    names = [name for part in parts for name in images.ids[part]]
+    joined = lambda of: np.concatenate([getattr(images, f"{of}_{part}") for part in splits.PARTS])
+    pixels, labels = data.to_images(joined("x"), images.scaling), joined("y")
+    names = [name for part in splits.PARTS for name in images.ids[part]]
     cut = np.moveaxis(np.asarray(augment.sliding_crops(pixels, CROP, STRIDE)), 0, 1)
     number = cut.shape[1]
     numbered = [f"{name} {i}" for name in names for i in range(number)]
@@ -115,15 +118,6 @@ def crops(images: Dataset, config: Config, whole: bool) -> Dataset:
         class_names=images.class_names,
         description=f"{number} crops of each of {len(names)} images: {how}",
     )
-
-
-def judged(config: Config, found: Dataset) -> dict[str, float]:
-    """Train on given data and score, in the folder `config.out`; what is done there is not done again."""
-    train.main(config, found)
-    if runs.read_json(config.out / evaluate.RESULT) is None:
-        evaluate.main(evaluate.Config(run=config.out, num_draws=1), found)
-    kept = runs.read_json(config.out / evaluate.RESULT)
-    return {name: kept[name] for name in COLUMNS}
 
 
 def sections(found: dict[str, Any]) -> list[str]:

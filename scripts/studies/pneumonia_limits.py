@@ -31,13 +31,12 @@ _COMMON = dict(
 _HALF = "blocks(widths=(16, 32, 64, 128, 256), hidden=256)"
 _FULL = "blocks(widths=(32, 64, 128, 256, 512), hidden=2048)"
 _ML = dict(method="map", prior="isotropic(std=10)", patience=15)
+_VI = dict(method="vi", estimator="sampling", beta_warmup=500)
 _ALL = {
     "64 pixels, MAP": dict(image_size=64, net=_HALF, method="map"),
-    "64 pixels, VI": dict(image_size=64, net=_HALF, method="vi", estimator="sampling", beta_warmup=500),
+    "64 pixels, VI": dict(image_size=64, net=_HALF, **_VI),
     "64 pixels, maximum likelihood": dict(image_size=64, net=_HALF, **_ML),
-    "64 pixels, VI, KL weight 0.01": dict(
-        image_size=64, net=_HALF, method="vi", estimator="sampling", beta=0.01, beta_warmup=500
-    ),
+    "64 pixels, VI, KL weight 0.01": dict(image_size=64, net=_HALF, beta=0.01, **_VI),
     "32 pixels, maximum likelihood": dict(image_size=32, net=_HALF, **_ML),
     "128 pixels, maximum likelihood": dict(image_size=128, net=_HALF, **_ML),
     "64 pixels, full widths, maximum likelihood": dict(image_size=64, net=_FULL, **_ML),

@@ -41,6 +41,7 @@ from bnn_jax import (
     training,
 )
 from bnn_jax.commands import train
+from bnn_jax.infer import hmcecs
 from bnn_jax.report import cost, study_page
 from bnn_jax.settings import Config
 from bnn_jax.trees import size
@@ -82,7 +83,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "NUTS, short": dict(method="nuts", num_warmup=60, num_draws=40, max_tree_depth=6, **_CHAIN),
     "HMC, subsampled": dict(method="hmcecs", num_warmup=60, num_draws=200, **_CHAIN),
 }
-FEW_WEIGHTS = {"HMC, subsampled": ("boston", "concrete", "logistic", "yacht")}  # where alone it can run
 VARIATIONAL = ("vi", "ivon", "rank_one")  # take longer to their optimum than the mode does
 # problem -> settings of all methods there, and of the variational ones.
 TRAINING = {
@@ -122,16 +122,21 @@ def main(options: Options) -> None:
         if unknown := ", ".join(sorted(set(given) - set(choices))):
             raise UserError(f"no {unknown} here: choose from {', '.join(choices)}")
     if not options.table:
-        for name in options.problems or known:
-            target = reference.load(name, options.references)
+        targets = [reference.load(name, options.references) for name in options.problems or known]
+        if not any(applicable(target, options.methods) for target in targets):
+            raise UserError(
+                f"{', '.join(options.methods)} can run on none of {', '.join(t.name for t in targets)}: "
+                f"too many weights, more than {hmcecs.MAX_WEIGHTS}"
+            )
+        for target in targets:
             _, found = reference.problem(target, options.data_dir)
-            for label in applicable(name, options.methods):
+            for label in applicable(target, options.methods):
                 for seed in SEEDS[:1] if options.quick else SEEDS:
                     config = configured(target, label, seed, options.quick)
-                    place = where / name / content_name(label, config)
+                    place = where / target.name / content_name(label, config)
                     row = place / "row.json"
                     if not row.exists():
-                        console.rule(f"{name}, {label}, seed {seed}")
+                        console.rule(f"{target.name}, {label}, seed {seed}")
                         train.main(dataclasses.replace(config, out=place), found)
                         runs.write_json(row, judged(target, place, found, label, seed))
                         jax.clear_caches()  # of compiled programs that no later run can use
@@ -142,9 +147,11 @@ def main(options: Options) -> None:
     write(record, results.with_suffix(".md") if options.quick else PAGE, options.references)
 
 
-def applicable(problem: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The methods, of those wanted if any are, that can run on a problem."""
-    return [label for label in wanted or METHODS if problem in FEW_WEIGHTS.get(label, (problem,))]
+def applicable(target: reference.Reference, wanted: Sequence[str] = ()) -> list[str]:
+    """The methods, of those wanted if any are, that can run on a problem: the Hessian of subsampled HMC fits
+    for few weights only."""
+    few = size(target.weight_mean) <= hmcecs.MAX_WEIGHTS
+    return [label for label in wanted or METHODS if few or METHODS[label]["method"] != "hmcecs"]
 
 
 def configured(target: reference.Reference, label: str, seed: int, quick: bool) -> Config:
@@ -350,28 +357,29 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] 
 def table(rows: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> list[str]:
     """Lines of a Markdown table, sorted by distance, HMC itself with its floor last."""
     keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
-    methods = {label: {key: summary(group, key) for key in keys} for label, group in grouped(rows).items()}
-    notes = {label: group[0].get("note", "") for label, group in grouped(rows).items()}
+    by_method = grouped(rows)
+    methods = {label: {key: summary(group, key) for key in keys} for label, group in by_method.items()}
+    notes = {label: group[0].get("note", "") for label, group in by_method.items()}
     distance = lambda label: (methods[label].get("total_variation") or (np.inf,))[0]
-    lines = [f"| method | {' | '.join(TITLES[key] for key in keys)} |", f"| --- |{' ---: |' * len(keys)}"]
+    lines = [["method", *(TITLES[key] for key in keys)]]
     for label in sorted(methods, key=distance):
         cells = [shown(key, methods[label][key]) for key in keys]
         title = f"{label} ({notes[label]})" if notes[label] else label
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append([title, *cells])
     hmc = {**own["hmc"], **own["floor"], "in_floors": 1.0}
     cells = [shown(key, (hmc[key], 0.0) if hmc.get(key) is not None else None) for key in keys]
-    return [*lines, f"| **HMC, the reference** | {' | '.join(cells)} |"]
+    return study_page.table([*lines, ["**HMC, the reference**", *cells]])
 
 
 def floors(record: Mapping[str, Any]) -> str:
     """The table of docs/methods.md: a row a method, its distance to HMC in floors on every problem."""
-    lines = [f"| method | {' | '.join(record)} |", f"| --- |{' ---: |' * len(record)}"]
-    for label in METHODS:
-        own = [summary(grouped(rows).get(label, ()), "in_floors") for rows in record.values()]
+    by_problem = [grouped(rows) for rows in record.values()]
+    lines = [["method", *record]]
+    for label, method in METHODS.items():
+        own = [summary(by_method.get(label, ()), "in_floors") for by_method in by_problem]
         if any(value is not None for value in own):
-            cells = (shown("in_floors", value) for value in own)
-            lines.append(f"| {label}, `{METHODS[label]['method']}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([f"{label}, `{method['method']}`", *(shown("in_floors", value) for value in own)])
+    return "\n".join(study_page.table(lines))
 
 
 def shown(key: str, value: tuple[float, float] | None) -> str:

@@ -1,14 +1,19 @@
 """benchmarks/posteriors.py: settings that every method takes, tables that sort and count right."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from problems import load_script
 
-from bnn_jax import parts, reference
+from bnn_jax import models, parts, reference
+from bnn_jax.infer import hmcecs
 from bnn_jax.report import cost
 from bnn_jax.settings import Config
+from bnn_jax.trees import size
 from bnn_jax.types import UserError
 
 posteriors = load_script("posteriors", "benchmarks")
@@ -29,11 +34,39 @@ def test_every_method_is_there():
     assert set(posteriors.TRAINING) == set(references.PROBLEMS)
 
 
-def test_subsampled_hmc_runs_where_its_hessian_fits():
-    (limited,) = posteriors.FEW_WEIGHTS
-    assert set(posteriors.FEW_WEIGHTS[limited]) < set(references.PROBLEMS)
-    assert limited in posteriors.applicable("logistic")
-    assert posteriors.applicable("digits", ["MAP", limited]) == ["MAP"]
+@pytest.mark.parametrize(
+    ("name", "shape", "number"),
+    [("logistic", (28, 28, 1), 1570), ("digits", (8, 8, 1), 1898), ("mnist160", (28, 28, 1), 79510)],
+)
+def test_subsampled_hmc_runs_where_its_hessian_fits(name, shape, number):
+    model = models.build(references.PROBLEMS[name].net, 2 if name == "logistic" else 10)
+    given = jax.eval_shape(lambda: models.init(jax.random.key(0), model, np.zeros((1, *shape))))
+    assert size(given) == number
+    limited = "HMC, subsampled"
+    known = target(name)._replace(weight_mean=given)
+    fits = number <= hmcecs.MAX_WEIGHTS
+    assert posteriors.applicable(known) == [m for m in posteriors.METHODS if fits or m != limited]
+    assert posteriors.applicable(known, ["MAP", limited]) == (["MAP", limited] if fits else ["MAP"])
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "trace", "expected"),
+    [
+        ("mnist160", "MAP", {}, 500 * 32 / 160),
+        ("mnist160", "deep ensemble (5)", {}, 5 * 500 * 32 / 160),
+        ("mnist160", "HMC, short", {"num_steps": 7.0}, 2 * (100 + 160 * 8)),
+        ("mnist160", "HMC, subsampled", {"num_steps": 7.0}, 2 * (100 + 260 * 8 * 32 / 160 + 6)),
+    ],
+)
+def test_passes_are_those_of_the_method(name, method, trace, expected, monkeypatch):
+    """A subsampled chain counts its Hessian, a gradient of all data a weight, here of six."""
+    config = posteriors.configured(target(name), method, 0, quick=False)
+    chain = bool(trace)
+    kept = SimpleNamespace(algorithm=SimpleNamespace(chain=chain), params={"w": np.zeros((2, 3))})
+    monkeypatch.setattr(posteriors.experiment, "reopen", lambda place: kept)
+    monkeypatch.setattr(posteriors.draws, "load", lambda *args: (None, trace))
+    found = SimpleNamespace(x_train=np.zeros((160, 1)), num_classes=10)
+    assert posteriors.passes(Path(), config, found) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", references.PROBLEMS)
@@ -121,12 +154,16 @@ def test_distance_against_cost_is_drawn():
     assert axes.get_ylim()[0] < 0.02
 
 
-def test_mistakes(tmp_path):
+def test_mistakes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no reference posteriors in"):
         posteriors.main(posteriors.Options(references=tmp_path))
     (tmp_path / "digits.npz").touch()
     with pytest.raises(UserError, match="no gibbs here: choose from MAP, deep ensemble"):
         posteriors.main(posteriors.Options(methods=("gibbs",), references=tmp_path))
+    many = target("mnist160")._replace(weight_mean={"w": np.zeros(hmcecs.MAX_WEIGHTS + 1)})
+    monkeypatch.setattr(posteriors.reference, "load", lambda name, folder: many)
+    with pytest.raises(UserError, match="HMC, subsampled can run on none of mnist160: too many weights"):
+        posteriors.main(posteriors.Options(methods=("HMC, subsampled",), references=tmp_path))
     with pytest.raises(UserError, match="no mars here: choose from"):
         posteriors.main(posteriors.Options(problems=("mars",), references=tmp_path))
     with pytest.raises(UserError, match="no problem mars: choose from digits"):

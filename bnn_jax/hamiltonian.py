@@ -6,6 +6,8 @@ Leapfrog steps of size epsilon in z are steps of epsilon prior widths in every w
 the adaptation of a mass matrix: short BNN runs estimate one badly (Izmailov et al., arXiv:2104.14421).
 During the first `num_warmup` steps epsilon follows NumPyro's dual averaging towards the target
 acceptance; afterwards it stays at the averaged value and the kernel leaves the posterior invariant.
+A row of rejections early on takes epsilon down by orders of magnitude before it recovers, so a trajectory of
+HMC ends after `MAX_LEAPFROGS` steps, however short it is then.
 
 NumPyro's kernels keep settings in a closure and a key in their state. Here each step builds its kernel
 from the state and its own key, so that state and key are all there is: a run resumed in another process
@@ -22,6 +24,8 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.hmc_util import dual_averaging
 
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError, positive
+
+MAX_LEAPFROGS = 10_000  # of one trajectory of HMC; NUTS has its tree depth
 
 
 class HamiltonianState(NamedTuple):
@@ -73,6 +77,10 @@ def build(
         z, unravel = ravel_pytree(state.z)
         potential = lambda z: -log_joint(to_params(unravel(z)), batch)
         init_kernel, sample_kernel = hmc(potential, algo=algo)
+        bound = {}
+        if algo == "HMC":
+            longest = MAX_LEAPFROGS * state.step_size
+            bound["trajectory_length"] = jnp.minimum(kernel["trajectory_length"], longest)
         start = init_kernel(
             z,
             num_warmup=0,
@@ -80,7 +88,7 @@ def build(
             adapt_step_size=False,
             adapt_mass_matrix=False,
             rng_key=key,
-            **kernel,
+            **kernel | bound,
         )
         end = sample_kernel(start)
 

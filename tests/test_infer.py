@@ -12,7 +12,7 @@ import pytest
 from problems import SIGMAS, agrees, agrees_with_moments, conv_problem, estimator_names, linear, run_chains
 from scipy.stats import chisquare, multivariate_normal
 
-from bnn_jax import diagnostics, ensemble, estimators, loop, objectives, parts, trees
+from bnn_jax import diagnostics, ensemble, estimators, hamiltonian, loop, objectives, parts, trees
 from bnn_jax.infer import dropout, hmc, nuts, rank_one, vi
 from bnn_jax.infer import map as map_
 from bnn_jax.likelihoods import gaussian
@@ -230,6 +230,14 @@ def test_a_trajectory_without_steps_is_named(problem):
     assert status == ["frozen"] * 2
     assert trace["num_steps"].min() == 0
     assert trace["accept_prob"].min() == 1
+
+
+def test_a_trajectory_ends_after_so_many_steps(problem, monkeypatch):
+    """The trap: after a row of rejections the step size is a millionth, and one draw takes hours."""
+    monkeypatch.setattr(hamiltonian, "MAX_LEAPFROGS", 64)
+    for step_size, num_steps in ((1e-6, 64), (0.1, 15)):
+        _, trace = guarded(problem, step_size=step_size, trajectory_length=1.5)
+        assert set(np.unique(trace["num_steps"])) == {num_steps}
 
 
 def test_a_chain_that_starts_at_nan_is_named(problem):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
+from bnn_jax import pieces
 from bnn_jax.trees import tree_sum
 from bnn_jax.types import (
     Batch,
@@ -83,9 +84,12 @@ def log_joint(
     """
     positive("num_data", num_data)
 
+    def log_likelihood(params: Params, batch: Batch) -> jax.Array:
+        return likelihood.log_prob(apply(params, batch.x), batch.y)
+
     def target(params: Params, batch: Batch) -> jax.Array:
-        log_likelihood = num_data * jnp.mean(likelihood.log_prob(apply(params, batch.x), batch.y))
-        return prior.log_prob(params) + log_likelihood
+        total = pieces.total(log_likelihood, params, batch)
+        return prior.log_prob(params) + num_data / len(batch.x) * total
 
     return target
 

@@ -1,13 +1,13 @@
 """Convolution and pooling, with the lowering chosen for the backend.
 
 On an accelerator the native convolution is kept. XLA's CPU backend runs a convolution inside a
-`while` or `scan` 7 to 40 times slower than outside (jax-ml/jax#12868), and HMC lives in such a loop;
-there a convolution becomes k_h k_w shifted slices and one matrix product (im2col), which costs the
-same inside and outside of loops, and which under `vmap` over kernels stays a batched matrix product
-instead of a grouped convolution. Both lowerings compute the same sum in another order. Nobody can tell
-from within whether a loop surrounds a convolution, so im2col is what CPU gets; what calls a compiled step
-again and again from Python says so by `outside_loops`, and has the native one, up to four times faster, or
-for few channels the product with the batch last (`lowering`), faster again.
+`while` or `scan` 7 to 40 times slower than outside (jax-ml/jax#12868), and HMC lives in such a loop. There a
+convolution is a matrix product: of few channels that of `lowering`, with the batch last, which beats the
+native one outside of loops, too; else of k_h k_w shifted slices (im2col), which costs the same inside and
+outside of loops, and which under `vmap` over kernels stays a batched matrix product instead of a grouped
+convolution. All lowerings compute the same sum in another order. Nobody can tell from within whether a loop
+surrounds a convolution, so im2col is what CPU gets; what calls a compiled step again and again from Python
+says so by `outside_loops`, and has the native one, up to four times faster.
 
 Max pooling with windows equal to strides is a reshape and a selection, whose gradient is one more selection
 instead of a select-and-scatter.
@@ -61,8 +61,7 @@ def loop_safe() -> bool:
 
 
 def slow_in_loops(jaxpr: Any) -> bool:
-    """Whether a traced program runs on CPU and holds a convolution that a loop around it would slow down or,
-    traced anew there, lower in another way."""
+    """Whether a traced program runs on CPU and holds a convolution that a loop around it would slow down."""
     return _on_cpu() and _holds_convolution(jaxpr)
 
 
@@ -74,8 +73,7 @@ def _holds_convolution(jaxpr):
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
     inner = lambda eqn: [p for p in jax.tree.leaves(list(eqn.params.values())) if hasattr(p, "eqns")]
     return any(
-        eqn.primitive in (lax.conv_general_dilated_p, lowering.rows_p)
-        or any(map(_holds_convolution, inner(eqn)))
+        eqn.primitive is lax.conv_general_dilated_p or any(map(_holds_convolution, inner(eqn)))
         for eqn in jaxpr.eqns
     )
 
@@ -94,9 +92,9 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` in the lowering that suits the backend.
 
-    Channels-last inputs (`NHWC`, any number of spatial axes), ungrouped and without input dilation,
-    take im2col on CPU; everything else is native. `outside_loops` only windows of one entry take it, as they
-    are matrix products as they are; many images of few channels take `lowering.conv` there.
+    On CPU, channels-last inputs (`NHWC`, any number of spatial axes), ungrouped and without input dilation,
+    take `lowering.conv` where it suits, many images of few channels, else im2col; everything else is native.
+    `outside_loops` only windows of one entry take im2col, as they are matrix products as they are.
 
     Args:
         lhs: (B, *spatial, C) inputs.
@@ -123,11 +121,11 @@ def conv_general_dilated(
         window, strides, dilation = rhs.shape[:-2], tuple(window_strides), tuple(rhs_dilation)
         pads = _pads(lhs, window, strides, padding, dilation)
         product = num_spatial > 0 and set(window) == {1}
-        if loop_safe() or product:
+        if not product and lowering.suits(lhs, rhs, strides, dilation, pads):
+            return lowering.conv(lhs, rhs, pads, precision)
+        if product or loop_safe():
             rows = _rows(lhs, window, strides, pads, dilation)
             return jnp.matmul(rows, rhs.reshape(-1, rhs.shape[-1]), precision=precision)
-        if lowering.suits(lhs, rhs, strides, dilation, pads):
-            return lowering.conv(lhs, rhs, pads, precision)
     return lax.conv_general_dilated(
         lhs,
         rhs,

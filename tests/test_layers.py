@@ -15,7 +15,8 @@ ROWS = [  # from the bottom: a module imports from rows below its own and never 
     "lowering",
     "ops prepared norms",
     "data",
-    "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment timing",
+    "likelihoods/* priors/* posteriors/* nets/* data/* metrics balance inspection classic augment timing"
+    " pieces",
     "objectives estimators hamiltonian curvature langevin microcanonical ensemble optimizers stream scores"
     " regression_scores draw_counts fusion distances psis",
     "infer/* predict diagnostics compare draws inference_data models builders streamed recorder alignment",

@@ -4,7 +4,8 @@ r"""Sums over many images on CPU, some of them at a time, so that what convoluti
 
 Value and gradient of a piece are computed together and added up, so that nothing of a piece is kept for the
 way back. That is for the bodies of compiled loops, as HMC's, where a convolution is a matrix product (`ops`);
-everywhere else, and for a small batch, the sum is the plain one. What it gains is in docs/performance.md.
+everywhere else, for a small batch, and where devices share the examples (`sharding.over_chains`), which would
+have to add up every piece between them, the sum is the plain one. What it gains is in docs/performance.md.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
 
 from bnn_jax import ops
 from bnn_jax.types import Batch, Params
@@ -26,7 +28,9 @@ def total(f: Callable, params: Params, batch: Batch) -> jax.Array:
     Raises:
         TypeError: a derivative of pieces by the batch, or forwards by the weights, as JAX words it.
     """
-    if ops.loop_safe() and batch.x.ndim > 2 and len(batch.x) >= 2 * PIECE:
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = any(mesh.shape[axis] > 1 for axis in mesh.auto_axes)
+    if ops.loop_safe() and batch.x.ndim > 2 and len(batch.x) >= 2 * PIECE and not shared:
         return _total(f, params, batch)
     return jnp.sum(f(params, batch))
 
@@ -37,10 +41,11 @@ def _total(f, params, batch):
 
 
 def _forwards(f, params, batch):
-    if any(a.perturbed for a in jax.tree.leaves(batch, is_leaf=lambda a: hasattr(a, "perturbed"))):
+    leaf = lambda a: isinstance(a, CustomVJPPrimal)
+    if any(a.perturbed for a in jax.tree.leaves(batch, is_leaf=leaf)):
         raise TypeError("a sum over pieces of the data has derivatives by the weights, not by the data")
-    value = lambda tree: jax.tree.map(lambda a: a.value, tree, is_leaf=lambda a: hasattr(a, "perturbed"))
-    return _added_up(lambda part: jax.value_and_grad(part)(value(params)), f, value(batch))
+    params, batch = jax.tree.map(lambda a: a.value, (params, batch), is_leaf=leaf)
+    return _added_up(lambda part: jax.value_and_grad(part)(params), f, batch)
 
 
 def _backwards(f, grads, cotangent):
@@ -55,15 +60,14 @@ def _added_up(measure: Callable, f: Callable, batch: Batch) -> Any:
     count = len(batch.x)
     pieces = -(-count // PIECE)
     size = -(-count // pieces)
-    # Every `pieces`-th example: where devices share the batch, each has its share of every piece.
-    cut = lambda a: jnp.concatenate([a, a[: pieces * size - count]]).reshape(size, pieces, *a.shape[1:])
-    batch, counts = jax.tree.map(cut, batch), (jnp.arange(size * pieces) < count).reshape(size, pieces)
+    cut = lambda a: jnp.concatenate([a, a[: pieces * size - count]]).reshape(pieces, size, *a.shape[1:])
+    given = jax.tree.map(cut, batch), (jnp.arange(pieces * size) < count).reshape(pieces, size)
 
     @ops.in_loop
-    def of_piece(i):
-        piece, own = jax.tree.map(lambda a: a[:, i], (batch, counts))
+    def of_piece(piece, own):
         return measure(lambda params: jnp.sum(f(params, piece), where=own))
 
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_piece, 0))
-    add = lambda sums, i: (jax.tree.map(jnp.add, sums, of_piece(i)), None)
-    return jax.lax.scan(add, zeros, jnp.arange(pieces))[0]
+    first = jax.tree.map(lambda a: a[0], given)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_piece, *first))
+    add = lambda sums, given: (jax.tree.map(jnp.add, sums, of_piece(*given)), None)
+    return jax.lax.scan(add, zeros, given)[0]

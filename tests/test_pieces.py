@@ -56,12 +56,18 @@ def test_which_sums_are_cut(monkeypatch):
         pieces.total(f, jnp.float32(2.0), batch)
         return min(sizes) < len(batch.x)
 
+    def cut_by_chains(*devices):
+        chains = sharding.over_chains(lambda data, number: number + cut(data), sharding.make_mesh(*devices))
+        return jax.jit(chains)(Batch(images, None), jnp.zeros(8)).all()
+
     images, table = jnp.ones((257, 4, 4, 1)), jnp.ones((257, 16))
     assert cut(Batch(images, None))
     assert not cut(Batch(images[:255], None))
     assert not cut(Batch(table, None))
     with ops.outside_loops():
         assert not cut(Batch(images, None))
+    assert not cut_by_chains(4, 2)
+    assert cut_by_chains(8, 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not cut(Batch(images, None))
 

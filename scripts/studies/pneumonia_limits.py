@@ -38,6 +38,7 @@ _ALL = {
     "64 pixels, maximum likelihood": dict(image_size=64, net=_HALF, **_ML),
     "64 pixels, VI, KL weight 0.01": dict(image_size=64, net=_HALF, beta=0.01, **_VI),
     "32 pixels, maximum likelihood": dict(image_size=32, net=_HALF, **_ML),
+    "64 pixels, maximum likelihood, batches of 32": dict(image_size=64, net=_HALF, batch_size=32, **_ML),
 }
 _LARGE = {
     "128 pixels, maximum likelihood": dict(image_size=128, net=_HALF, **_ML),

@@ -14,7 +14,8 @@ dropout, which underfits a network this thin, worse. The share of images that a 
 under VI, but within the errors of MAP. The splits matter more than the methods: on the random one the scores
 are those of known patients, and one block is as good as five; on the official one that block is sure of
 itself and wrong about healthy children, which five blocks with augmentation mend. The accuracy that was
-published is not reached: at a sixteenth of the pixels and half of the widths neither depth nor method tells.
+published is not reached; what is missing is tried in [pneumonia_limits](pneumonia_limits.md): prior and steps
+take a part of it, pixels and widths none that shows.
 """
 
 from collections.abc import Mapping, Sequence

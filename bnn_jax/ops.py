@@ -56,12 +56,13 @@ def in_loop(f: Callable) -> Callable:
 
 
 def loop_safe() -> bool:
-    """Whether convolutions take the slices-and-matmul form: on the CPU backend, unless `outside_loops`."""
+    """Whether convolutions take the form of loops: on the CPU backend, unless `outside_loops`."""
     return _on_cpu() and not _OUTSIDE.get()
 
 
 def slow_in_loops(jaxpr: Any) -> bool:
-    """Whether a traced program runs on CPU and holds a convolution that a loop around it would slow down."""
+    """Whether a traced program runs on CPU and holds a convolution that a loop around it would slow down or,
+    traced anew there for more images at a time, lower in another way."""
     return _on_cpu() and _holds_convolution(jaxpr)
 
 
@@ -73,7 +74,8 @@ def _holds_convolution(jaxpr):
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
     inner = lambda eqn: [p for p in jax.tree.leaves(list(eqn.params.values())) if hasattr(p, "eqns")]
     return any(
-        eqn.primitive is lax.conv_general_dilated_p or any(map(_holds_convolution, inner(eqn)))
+        eqn.primitive in (lax.conv_general_dilated_p, lowering.rows_p)
+        or any(map(_holds_convolution, inner(eqn)))
         for eqn in jaxpr.eqns
     )
 

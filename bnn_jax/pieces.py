@@ -5,7 +5,7 @@ r"""Sums over many images on CPU, some of them at a time, so that what convoluti
 Value and gradient of a piece are computed together and added up, so that nothing of a piece is kept for the
 way back. That is for the bodies of compiled loops, as HMC's, where a convolution is a matrix product (`ops`);
 everywhere else, for a small batch, and where devices share the examples (`sharding.over_chains`), which would
-have to add up every piece between them, the sum is the plain one. What it gains is in docs/performance.md.
+have to add up every piece between them, the sum is the plain one.
 """
 
 import functools

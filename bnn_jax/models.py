@@ -33,25 +33,33 @@ def build(
     Classification takes the categorical likelihood, regression (`num_classes` 0) the Gaussian.
 
     Args:
-        noise: of a regression: "learned", one level as a weight of its own, or "input", a second output
-            of the network.
+        noise: of a regression: "learned", one level as a weight of its own, "input", a second output of the
+            network, or a number, the known standard deviation in the unit the network is trained in.
         compute: the forward pass's dtype; weights, KL and likelihood stay float32.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a known noise that is not positive.
     """
     if compute not in DTYPES:
         raise UserError(f"unknown compute dtype {compute!r}: choose from {', '.join(DTYPES)}")
-    if noise not in NOISES:
-        raise UserError(f"unknown noise {noise!r}: choose from {', '.join(NOISES)}")
+    sigma = None if noise in NOISES else _number(noise)
     make = parts.find("network", net)
     if num_classes:
         module, likelihood = make(num_classes), parts.find("likelihood", "categorical")()
     else:
-        module = gaussian.LearnedNoise(make(1)) if noise == "learned" else make(2)
-        likelihood = gaussian.build()
+        module = make(2 if noise == "input" else 1)
+        module = gaussian.LearnedNoise(module) if noise == "learned" else module
+        likelihood = gaussian.build(sigma)
     dtype = DTYPES[compute]
     return Model(module, ops.apply_fn(module, dtype), likelihood, parts.find("prior", prior)(), dtype)
+
+
+def _number(noise: str) -> float:
+    try:
+        return float(noise)
+    except ValueError:
+        choices = ", ".join(NOISES)
+        raise UserError(f"unknown noise {noise!r}: choose from {choices}, or give a number") from None
 
 
 def init(key: Key, model: Model, x: Any) -> Params:

@@ -10,7 +10,7 @@ import pytest
 from problems import linear
 from scipy.linalg import solve_discrete_lyapunov
 
-from bnn_jax import chains, diagnostics, langevin, loop, trees
+from bnn_jax import chains, checkpoint, diagnostics, langevin, loop, trees
 from bnn_jax.infer import ivon, psgld, sghmc, sgld, swag
 from bnn_jax.likelihoods import gaussian
 from bnn_jax.priors import isotropic, laplace
@@ -217,6 +217,14 @@ def test_swag_samples_the_moments_of_its_iterates(rank):
     values = np.concatenate([own, own[:, rows] * own[:, columns]], -1)
     exact = np.concatenate([np.zeros(3), cov[rows, columns]])
     assert (np.abs(values.mean(0) - exact) < SIGMAS * values.std(0) / 200).all()
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_swag_resumes_from_a_checkpoint(rank, tmp_path):
+    """An array without elements would not be kept."""
+    _, state = walk(averaged(rank=rank), 46)
+    checkpoint.save(tmp_path / "state", state)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "state", state), state)
 
 
 def test_swag_before_its_start_is_map():

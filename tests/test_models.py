@@ -71,12 +71,24 @@ def test_regression(noise, monkeypatch):
     np.testing.assert_array_equal(model.likelihood.log_prob(outputs, jnp.ones(6)), want)
 
 
+def test_known_noise_of_a_regression():
+    model = models.build("mlp(hidden=(4,))", 0, noise="0.5")
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    params = models.init(jax.random.key(1), model, x)
+    assert "log_sigma" not in params
+    outputs = model.apply(params, x)
+    np.testing.assert_array_equal(model.likelihood.noise(outputs), 0.25)
+    want = gaussian.build(0.5).log_prob(outputs, jnp.ones(6))
+    np.testing.assert_array_equal(model.likelihood.log_prob(outputs, jnp.ones(6)), want)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("lenet9", 3), "unknown network 'lenet9'"),
         (("mlp", 3, "flat"), "unknown prior 'flat'"),
-        (("mlp", 0, "fan_in", "loud"), "unknown noise 'loud': choose from learned, input"),
+        (("mlp", 0, "fan_in", "loud"), "unknown noise 'loud': choose from learned, input, or give a number"),
+        (("mlp", 0, "fan_in", "-1"), "the noise sigma must be a positive number"),
         (("mlp", 3, "fan_in", "learned", "float16"), "unknown compute dtype 'float16'.*float32, bfloat16"),
     ],
 )

@@ -25,7 +25,7 @@ class SwagState(NamedTuple):
     optimizer: Any
     mean: Params  # of the iterates that were taken
     square: Params  # mean squared deviation from `mean`
-    deviations: Params  # leaves (rank, ...), the last ones
+    deviations: Params | None  # leaves (rank, ...), the last ones; None in the diagonal form
     t: jax.Array  # () int32, steps taken
     taken: jax.Array  # () int32, iterates taken
 
@@ -65,7 +65,7 @@ def build(
 
     def init(key: Key, params: Params) -> SwagState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        deviations = jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params)
+        deviations = jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params) if rank else None
         count = jnp.zeros((), jnp.int32)
         return SwagState(params, constant_optimizer.init(params), params, zeros, deviations, count, count)
 

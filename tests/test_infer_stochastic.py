@@ -227,6 +227,18 @@ def test_swag_resumes_from_a_checkpoint(rank, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "state", state), state)
 
 
+def test_swag_of_weights_at_rest():
+    """Those of a dead unit shrink, then stay: no rounding makes their variance negative."""
+    algorithm = swag.build(lambda params, slope: jnp.sum(params * slope), 1, 46, optax.sgd(1.0), 0.5, 10, 5)
+    start, end = jnp.array([[1.0], [1e-3]]) * jax.random.normal(jax.random.key(0), (2, 1000))
+    state, step = algorithm.init(jax.random.key(0), start), jax.jit(algorithm.step)
+    for slope in (-start, end, *[jnp.zeros_like(start)] * 44):
+        state, _ = step(jax.random.key(0), state, slope)
+    assert int(state.taken) == 10
+    assert (np.asarray(state.square) >= 0).all()
+    np.testing.assert_allclose(algorithm.sample(jax.random.key(1), state), end, atol=1e-6)
+
+
 def test_swag_before_its_start_is_map():
     algorithm = averaged()
     places, state = walk(algorithm, 20)

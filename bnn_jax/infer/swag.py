@@ -78,12 +78,11 @@ def build(
         take = (t > first) & ((t - first) % period == 0) & (state.taken < number)
         n = state.taken + take
         share = jnp.where(take, 1 / jnp.maximum(n, 1), 0.0)
-        # Welford: squares of weights in float32 would lose the variance.
+        # Welford: squares of weights in float32 would lose the variance. A mean of two terms that are not
+        # negative, unlike c (w - mean): rounding would make the variance of a weight at rest negative.
         change = jax.tree.map(lambda w, m: w - m, params, state.mean)
         mean = jax.tree.map(lambda m, c: m + share * c, state.mean, change)
-        square = jax.tree.map(
-            lambda s, c, w, m: s + share * (c * (w - m) - s), state.square, change, params, mean
-        )
+        square = jax.tree.map(lambda s, c: (1 - share) * (s + share * c**2), state.square, change)
         deviations = state.deviations
         if rank:
             slot = (n - 1) % rank

@@ -14,7 +14,7 @@ over the training data, forwards and backwards, with those that found the start 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pSGLD": dict(method="psgld", **_NOISY),
     "SGHMC": dict(method="sghmc", **_NOISY),
     "cyclical SGHMC": dict(method="sghmc(cycle=200)", **_NOISY | dict(thin=200, num_draws=20)),
-    "MCLMC": dict(method="mclmc", **_NOISY),
+    "MCLMC": dict(method="mclmc", num_warmup=200, num_draws=200, thin=5, **_CHAIN),
     "MCLMC, adjusted": dict(method="mclmc_adjusted", num_warmup=60, num_draws=100, **_CHAIN),
     "HMC, short": dict(method="hmc", num_warmup=60, num_draws=100, **_CHAIN),
     "NUTS, short": dict(method="nuts", num_warmup=60, num_draws=40, max_tree_depth=6, **_CHAIN),
@@ -133,17 +133,14 @@ def main(options: Options) -> None:
             )
         for target in targets:
             _, found = reference.problem(target, options.data_dir)
-            for label in applicable(target, options.methods):
-                for seed in SEEDS[:1] if options.quick else SEEDS:
-                    config = configured(target, label, seed, options.quick)
-                    place = where / target.name / content_name(label, config)
-                    row = place / "row.json"
-                    if not row.exists():
-                        console.rule(f"{target.name}, {label}, seed {seed}")
-                        train.main(dataclasses.replace(config, out=place), found)
-                        runs.write_json(row, judged(target, place, found, label, seed))
-                        jax.clear_caches()  # of compiled programs that no later run can use
-        collect(where, results)
+            for place, label, config in planned(where, target, options.methods, options.quick):
+                row = place / "row.json"
+                if not row.exists():
+                    console.rule(f"{target.name}, {label}, seed {config.seed}")
+                    train.main(dataclasses.replace(config, out=place), found)
+                    runs.write_json(row, judged(target, place, found, label, config.seed))
+                    jax.clear_caches()  # of compiled programs that no later run can use
+        collect(where, targets, options.quick, results)
     record = runs.read_json(results)
     if record is None:
         raise UserError("no results yet: run without --table")
@@ -153,6 +150,16 @@ def main(options: Options) -> None:
 def applicable(target: reference.Reference, wanted: Sequence[str] = ()) -> list[str]:
     """The methods, of those wanted if any are, that can run on a problem."""
     return [label for label in wanted or METHODS if target.name in ONLY.get(label, (target.name,))]
+
+
+def planned(
+    where: Path, target: reference.Reference, wanted: Sequence[str], quick: bool
+) -> Iterator[tuple[Path, str, Config]]:
+    """Folder, method and settings of every run on a problem."""
+    for label in applicable(target, wanted):
+        for seed in SEEDS[:1] if quick else SEEDS:
+            config = configured(target, label, seed, quick)
+            yield where / target.name / content_name(label, config), label, config
 
 
 def configured(target: reference.Reference, label: str, seed: int, quick: bool) -> Config:
@@ -253,13 +260,13 @@ def passes(place: Path, config: Config, found: Any) -> float:
     return config.num_chains * (climbed + hessian + steps * each)
 
 
-def collect(where: Path, results: Path) -> None:
-    """All rows below `where`, problem by problem, into one JSON; what is there of other problems stays."""
+def collect(where: Path, targets: Sequence[reference.Reference], quick: bool, results: Path) -> None:
+    """The rows of all methods on these problems, as far as they were run with the settings of today, into one
+    JSON; what is there of other problems stays."""
     record = runs.read_json(results) or {}
-    for folder in sorted(path for path in where.iterdir() if path.is_dir()):
-        rows = [runs.read_json(path) for path in sorted(folder.glob("*/row.json"))]
-        if rows:
-            record[folder.name] = rows
+    for target in targets:
+        rows = [runs.read_json(place / "row.json") for place, _, _ in planned(where, target, (), quick)]
+        record[target.name] = [row for row in rows if row is not None]
     results.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(results, record)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from problems import load_script
 
-from bnn_jax import parts, reference
+from bnn_jax import parts, reference, runs
 from bnn_jax.report import cost
 from bnn_jax.settings import Config
 from bnn_jax.types import UserError
@@ -101,6 +101,17 @@ ROWS = [
     },
     {"method": "MCLMC", "seed": 0, "note": "all 2 chains are unsound"},
 ]
+
+
+def test_rows_of_other_settings_are_left_out(tmp_path):
+    known, results = target("digits"), tmp_path / "posteriors.json"
+    runs.write_json(results, {"boston": ROWS[:1], "digits": ROWS[2:]})
+    places = [place for place, label, _ in posteriors.planned(tmp_path, known, (), False) if label == "MAP"]
+    for place, row in zip((*places, tmp_path / "digits" / "map-seed0-00000000"), ROWS[:3], strict=True):
+        place.mkdir(parents=True)
+        runs.write_json(place / "row.json", row)
+    posteriors.collect(tmp_path, [known], False, results)
+    assert runs.read_json(results) == {"boston": ROWS[:1], "digits": ROWS[:2]}
 
 
 def test_means_over_seeds_and_the_wider_of_two_spreads():

@@ -18,7 +18,7 @@ from bnn_jax import runs, style
 from bnn_jax.commands import evaluate
 from bnn_jax.report import curves
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SEEDS = range(2)
@@ -65,7 +65,7 @@ RUNS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Scores over temperatures, one picture a data set."""
     found: dict[str, Any] = {}
     for data, (_, methods) in DATA.items():

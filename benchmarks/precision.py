@@ -17,14 +17,14 @@ from bnn_jax import models, runs
 from bnn_jax.commands import evaluate
 from bnn_jax.report import study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 SEEDS = range(5)
 SCORES = ("accuracy", "nll")
 _COMMON = dict(dataset="idx", path=Path("mnist"), limit=5000, net="lenet", epochs=20, eval_every=1000)
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """bfloat16 less float32 within a seed: mean and, of two seeds and more, its 95 % interval."""
     read = {
         label: [runs.read_json(folder / evaluate.RESULT) for folder in found]

@@ -22,6 +22,7 @@ from bnn_jax.settings import FREE, Config
 from bnn_jax.types import Dataset, UserError
 
 RESULTS = "results.json"
+Load = Callable[[Config], Dataset]  # the data of a run; those of the one before are kept
 
 
 class Overview(NamedTuple):
@@ -49,8 +50,8 @@ class Study(NamedTuple):
     quick: Mapping[str, Any] = {}  # settings of every run of `--quick`, which takes the first of each label
     quick_evaluate: Mapping[str, Any] = {}
     quick_labels: Sequence[str] | None = None  # what `--quick` runs of a long list; None for everything
-    # (label -> its run folders, folder for PNGs, quick) -> JSON; what `sections` makes lines of the page from
-    analyse: Callable[[Mapping[str, Sequence[Path]], Path, bool], Any] | None = None
+    # (label -> its run folders, folder for PNGs, quick, load) -> JSON, of which `sections` makes lines
+    analyse: Callable[[Mapping[str, Sequence[Path]], Path, bool, Load], Any] | None = None
     sections: Callable[[Any], Sequence[str]] = lambda found: []
 
     @property
@@ -107,14 +108,14 @@ def main(study: Study, options: Options) -> None:
         if unknown:
             raise UserError(f"{study.name} has no run {quoted(unknown)}: choose from {quoted(plan)}")
         judgement = {**study.evaluate, **(study.quick_evaluate if options.quick else {})}
-        loaded: dict[Any, Dataset] = {}
+        load = loader()
         for label in options.only or plan:
             for fold, config in enumerate(plan[label]):
                 place = run_folder(where, label, fold)
                 if not judged(place, config, judgement):
                     console.rule(f"{label}, run {fold + 1} of {len(plan[label])}")
                     config = dataclasses.replace(config, out=place, data_dir=options.data_dir)
-                    train_and_judge(config, _loaded(loaded, config), judgement)
+                    train_and_judge(config, None if config.stream else load(config), judgement)
         missing = [
             label
             for label, configs in plan.items()
@@ -130,7 +131,7 @@ def main(study: Study, options: Options) -> None:
             }
             pictures = page.with_suffix("")
             pictures.mkdir(parents=True, exist_ok=True)
-            record["analysis"] = study.analyse(folders, pictures, options.quick)
+            record["analysis"] = study.analyse(folders, pictures, options.quick, load)
         results.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(results, record)
     record = runs.read_json(results)
@@ -179,7 +180,22 @@ def judged(run: Path, config: Config, judgement: Mapping[str, Any]) -> bool:
     return record["evaluation"].items() >= judgement.items()
 
 
-def train_and_judge(config: Config, found: Dataset, judgement: Mapping[str, Any]) -> None:
+def loader() -> Load:
+    """`experiment.load_data`, but for the data of the run before, which methods and members share."""
+    kept: dict[Any, Dataset] = {}
+    names = [f.name for f in dataclasses.fields(data.Options)]
+
+    def load(config: Config) -> Dataset:
+        key = (config.seed, *(getattr(config, name) for name in names))
+        if key not in kept:
+            kept.clear()
+            kept[key] = experiment.load_data(config)
+        return kept[key]
+
+    return load
+
+
+def train_and_judge(config: Config, found: Dataset | None, judgement: Mapping[str, Any]) -> None:
     """One run in the folder `config.out`, from training to scores."""
     train.main(config, found)
     evaluate.main(evaluate.Config(run=config.out, data_dir=config.data_dir, **judgement), found)
@@ -214,15 +230,3 @@ def command(config: Config) -> str:
         else:
             words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
     return f"python scripts/train.py {shlex.join(words)}".strip()
-
-
-def _loaded(kept, config):
-    """The data of a run; those of the run before are kept, as methods and members share them."""
-    if config.stream:
-        return None
-    fields = (f.name for f in dataclasses.fields(data.Options))
-    key = (config.seed, *(getattr(config, name) for name in fields))
-    if key not in kept:
-        kept.clear()
-        kept[key] = experiment.load_data(config)
-    return kept[key]

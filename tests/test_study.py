@@ -315,7 +315,7 @@ def test_quick_may_leave_labels_out(toys):
 
 
 def test_what_goes_beyond_scores_is_recorded_and_shown(toys):
-    def analyse(folders, pictures, quick):
+    def analyse(folders, pictures, quick, load):
         assert folders["VI, 2"] == [toys.root / "runs" / "toys" / "vi-2-0"]
         assert pictures.is_dir()
         (pictures / "curve.png").write_bytes(b"")
@@ -375,9 +375,8 @@ def test_unknown_labels_are_told_in_one_line(toys):
 def test_data_are_read_once_for_neighbours_and_again_for_others(monkeypatch):
     read = []
     monkeypatch.setattr(experiment, "load_data", lambda config: read.append(config) or object())
-    kept = {}
+    load = study.loader()
     first, same, other = (experiment.Config(method=m, fold=f) for m, f in (("map", 0), ("vi", 0), ("vi", 1)))
-    assert study._loaded(kept, first) is study._loaded(kept, same)
-    assert study._loaded(kept, other) is not study._loaded(kept, first)
+    assert load(first) is load(same)
+    assert load(other) is not load(first)
     assert read == [first, other, first]
-    assert study._loaded(kept, dataclasses.replace(first, stream=True)) is None

@@ -22,10 +22,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnn_jax import experiment, regression_scores, style, trained
+from bnn_jax import regression_scores, style, trained
 from bnn_jax.report import bands
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 _COMMON = dict(
     dataset="table",
@@ -61,12 +61,12 @@ RUNS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """The picture of sorted predictions, on the first split of 85 : 15."""
     panels = {}
     for method in list(_METHODS)[1:]:
         found = trained.load(folders[f"{method}, 85 : 15"][0])
-        test = experiment.load_data(found.config)
+        test = load(found.config)
         means, variances = trained.regress(found, test.x_test, 300)
         interval = regression_scores.mixture_interval(means, variances, 0.95)
         panels[method] = bands.Band(means.mean(0), *interval)

@@ -32,7 +32,7 @@ import numpy as np
 from bnn_jax import experiment, runs, scores, style, trained, training
 from bnn_jax.report import curves, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 NUM_DRAWS = 30
 BATCH_SIZE = 32
@@ -88,18 +88,18 @@ for data, where in _DATA.items():
             ]
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Learning curves; of four classes VI's confusion matrix and the entropy of mistakes."""
     for data in _DATA:
         style.save(learning(folders, data), pictures / f"curves_{data.split()[0]}.png")
     four = [
         (net, method) for net in _NETS for method in _METHODS if label("four classes", net, method) in folders
     ]
-    parts, entropy, predicted, reached = None, {}, {}, {}
+    entropy, predicted, reached = {}, {}, {}
     for net, method in four:
         there = folders[label("four classes", net, method)]
         loaded = trained.load(there[0])
-        parts = parts or experiment.load_data(loaded.config)  # the first seed's, the same for all
+        parts = load(loaded.config)  # the first seed's
         given = trained.classify(loaded, parts.x_test, 5 if quick else NUM_DRAWS)
         right = given.mean.argmax(-1) == parts.y_test
         told = scores.of_mistakes(right, given.total)

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import data, experiment, runs, scores, style, trained, training
+from bnn_jax import data, runs, scores, style, trained, training
 from bnn_jax.report import curves, entropy, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 from bnn_jax.types import Dataset
 
 SEEDS = range(3)
@@ -66,7 +66,7 @@ _STRANGE = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Learning curves, examples, and the uncertainty of X-rays and of what is none; of the first seed."""
     panels: dict[str, dict[str, curves.Line]] = {"validation NLL, nats": {}, "validation accuracy": {}}
     for method, places in folders.items():
@@ -76,14 +76,13 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
     style.save(curves.curves(panels, "epoch", "", "Learning curves"), pictures / "curves.png")
     shutil.copyfile(next(iter(folders.values()))[0] / "data_examples.png", pictures / "examples.png")
     found: dict[str, Any] = {}
-    parts, strange = None, {}
+    strange: dict[str, Any] = {}
     passes, limit = (5, 50) if quick else (PASSES, 1000)
     for method, (place, *_) in folders.items():
         loaded = trained.load(place)
-        if parts is None:  # the same for all methods
-            parts = experiment.load_data(loaded.config)
-            for name, told in _STRANGE.items():
-                strange[name] = everything(trained.foreign(loaded, dataclasses.replace(told, limit=limit)))
+        parts = load(loaded.config)
+        for name, told in _STRANGE.items() if not strange else ():  # the same for all methods
+            strange[name] = everything(trained.foreign(loaded, dataclasses.replace(told, limit=limit)))
         inside = trained.classify(loaded, parts.x_test, passes)
         right = inside.mean.argmax(-1) == parts.y_test
         given = {name: trained.classify(loaded, x, passes) for name, x in strange.items()}

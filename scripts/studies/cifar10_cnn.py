@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import experiment, runs, scores, style, trained, training
+from bnn_jax import runs, scores, style, trained, training
 from bnn_jax.report import curves, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 SEEDS = range(3)
 _COMMON = dict(
@@ -44,7 +44,7 @@ _METHODS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Learning curves of all methods, VI's confusion matrix, entropy by class."""
     panels: dict[str, dict[str, curves.Line]] = {"validation NLL, nats": {}, "validation accuracy": {}}
     entropy, best = {}, {}
@@ -55,7 +55,7 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         nll = np.asarray(panels["validation NLL, nats"][method].y)
         best[method] = {"epoch": int(nll.argmin()) + 1, "nll": float(nll.min()), "last": float(nll[-1])}
         loaded = trained.load(folders[method][0])
-        parts = experiment.load_data(loaded.config)
+        parts = load(loaded.config)
         given = trained.classify(loaded, parts.x_test, 10 if quick else 50)
         classes = range(given.mean.shape[1])
         entropy[method] = [float(given.total[parts.y_test == k].mean()) for k in classes]

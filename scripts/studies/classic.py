@@ -23,7 +23,7 @@ from sklearn.datasets import make_moons
 from bnn_jax import classic, experiment, metrics, runs, style
 from bnn_jax.report import boundaries, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 SEEDS = range(3)
 TITLES = {
@@ -52,14 +52,14 @@ RUNS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Scores of the classic classifiers on the networks' own parts, and the picture of two features."""
     found: dict[str, Any] = {}
     for data in ("digits", "PneumoniaMNIST"):
         scored: dict[str, list] = {}
         for folder in folders[f"{data}, MAP"]:
             config = runs.from_config(Config, runs.read_mark(folder, experiment.SCRIPT), folder)
-            parts = experiment.load_data(config)
+            parts = load(config)
             flat = lambda x: x.reshape(len(x), -1)
             for name in classic.NAMES:
                 fitted = classic.fit(name, flat(parts.x_train), parts.y_train, config.seed)

@@ -45,7 +45,7 @@ from bnn_jax import (
 )
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 SEEDS = range(3)
 STRIDES = (None, 8, 4, 2, 1)
@@ -88,15 +88,16 @@ _FUSED = ("RGB, VI", "HSV, VI", "spectrum, VI")
 _SWEEP = ("RGB, VI, learning rate 0.0003", "RGB, VI", "RGB, VI, learning rate 0.003")
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Fused predictions, crops by stride, the learning rates, and the search for colour patches."""
     num_draws, crop_draws = (5, 2) if quick else (NUM_DRAWS, CROP_DRAWS)
     found: dict[str, Any] = {}
     if set(_FUSED) <= set(folders):
-        found["fused"] = fused([folders[label] for label in _FUSED], num_draws)
+        found["fused"] = fused([folders[label] for label in _FUSED], num_draws, load)
     if "RGB, VI, crops" in folders:
         strides = STRIDES[:3] if quick else STRIDES
-        found["crops"] = [by_stride(place, strides, crop_draws) for place in folders["RGB, VI, crops"]]
+        places = folders["RGB, VI, crops"]
+        found["crops"] = [by_stride(place, strides, crop_draws, load) for place in places]
     panels = {"validation NLL, nats": {}, "validation accuracy": {}}
     for label in filter(folders.__contains__, _SWEEP):
         histories = [runs.read_json(place / training.HISTORY) for place in folders[label]]
@@ -106,18 +107,18 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
             panels[title][rate] = curves.over_runs(histories, name)._replace(x=steps)
     figure = curves.curves(panels, "step", "", "VI of five layers by learning rate", ordered=True)
     style.save(figure, pictures / "rates.png")
-    found["patches"] = patches(trained.load(folders["RGB, VI"][0]))
+    found["patches"] = patches(trained.load(folders["RGB, VI"][0]), load)
     return found
 
 
-def fused(places: Sequence[Sequence[Path]], num_draws: int) -> list[dict[str, dict[str, float]]]:
+def fused(places: Sequence[Sequence[Path]], num_draws: int, load: Load) -> list[dict[str, dict[str, float]]]:
     """A seed: scores of each view, of their average and their product, with thresholds of their own."""
     found = []
     for views in zip(*places, strict=True):
         probs: dict[str, list] = {"val": [], "test": []}
         for place in views:
             loaded = trained.load(place)
-            parts = experiment.load_data(loaded.config)
+            parts = load(loaded.config)
             for part, all_ in probs.items():
                 x = getattr(parts, f"x_{part}")
                 all_.append(trained.classify(loaded, x, num_draws).mean)
@@ -136,10 +137,12 @@ def pooled(probs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return each | {"average": fusion.average(np.stack(probs)), "product": fusion.product(np.stack(probs))}
 
 
-def by_stride(place: Path, strides: Sequence[int | None], num_draws: int) -> dict[str, dict[str, float]]:
+def by_stride(
+    place: Path, strides: Sequence[int | None], num_draws: int, load: Load
+) -> dict[str, dict[str, float]]:
     """Scores of one run when predictions average over crops so many pixels apart, or take the centre."""
     loaded = trained.load(place)
-    parts = experiment.load_data(loaded.config)
+    parts = load(loaded.config)
     found = {}
     for stride in strides:
         config = dataclasses.replace(loaded.config, crop_stride=stride)
@@ -153,9 +156,9 @@ def by_stride(place: Path, strides: Sequence[int | None], num_draws: int) -> dic
     return found
 
 
-def patches(loaded: trained.Trained) -> dict[str, int]:
+def patches(loaded: trained.Trained, load: Load) -> dict[str, int]:
     """How many images have colour patches; and of the same images with one stuck on, how many are found."""
-    parts = experiment.load_data(loaded.config)
+    parts = load(loaded.config)
     images = np.concatenate(
         [data.to_images(x, parts.scaling) for x in (parts.x_train, parts.x_val, parts.x_test)]
     )

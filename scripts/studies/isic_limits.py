@@ -31,7 +31,7 @@ from bnn_jax import augment, data, experiment, runs, splits, study
 from bnn_jax.commands import evaluate
 from bnn_jax.report import study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 from bnn_jax.types import Dataset
 
 SEEDS = range(3)
@@ -73,13 +73,13 @@ _ALL = {
 } | {f"64 pixels, {name}": _SIZES["64 pixels"] | how for name, how in _WEAKER.items()}
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """The same crops divided in two ways, a run each and seed."""
     found: dict[str, Any] = {name: [] for name in SPLITS}
     for place in folders["64 pixels, maximum likelihood"]:
         config = experiment.reopen(place).config
         config = dataclasses.replace(config, image_size=72, epochs=1 if quick else 20)
-        images = experiment.load_data(config)
+        images = load(config)
         for name, whole in SPLITS.items():
             own = place.with_name(f"{runs.slug(name)}-{config.seed}")
             if not study.judged(own, config, JUDGEMENT):

@@ -23,7 +23,7 @@ from typing import Any
 from bnn_jax import runs, style, training
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 BETAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = range(3)
@@ -53,7 +53,7 @@ for name, data in _DATA.items():
         RUNS[title] = [Config(seed=seed, **_COMMON | data | how) for seed in SEEDS]
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Standard deviations by data set, layer and beta, and a picture a data set."""
     found: dict[str, Any] = {}
     for name in _DATA:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import data, experiment, metrics, scores, style, trained
+from bnn_jax import data, metrics, scores, style, trained
 from bnn_jax.report import judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 SHOWN = 12
 SEEDS = range(3)
@@ -43,12 +43,12 @@ _METHODS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Uncertainty of right and of wrong predictions by method, and the gallery of VI's mistakes."""
     found = {}
     for method in _METHODS:
         loaded = trained.load(folders[method][0])
-        parts = experiment.load_data(loaded.config)
+        parts = load(loaded.config)
         given = trained.classify(loaded, parts.x_test, 10 if quick else 50)
         right = given.mean.argmax(-1) == parts.y_test
         total, epistemic = (scores.of_mistakes(right, u) for u in (given.total, given.epistemic))

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import draw_counts, experiment, predict, style, trained
+from bnn_jax import draw_counts, predict, style, trained
 from bnn_jax.report import curves, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 
 COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 100)
 SEEDS = range(3)
@@ -39,12 +39,12 @@ _COMMON = dict(
 _VI = dict(method="vi", estimator="local_reparam", beta_warmup=2000, epochs=60, learning_rate=3e-3)
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Scores by number of draws of VI's runs, a picture of them."""
     by_run = []
     for folder in folders["VI"]:
         found = trained.load(folder)
-        test = experiment.load_data(found.config)
+        test = load(found.config)
         mixture = predict.build_mixture(found.model.apply, found.model.likelihood, found.draw)
         counts = COUNTS[:4] if quick else COUNTS
         probs, _ = mixture(found.source, test.x_test, counts[-1])

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax import experiment, predict, runs, scores, splits, style, trained, training
+from bnn_jax import predict, runs, scores, splits, style, trained, training
 from bnn_jax.commands import evaluate
 from bnn_jax.report import curves, judgement, study_page
 from bnn_jax.settings import Config
-from bnn_jax.study import Overview, Study, run
+from bnn_jax.study import Load, Overview, Study, run
 from bnn_jax.types import Dataset
 
 SEEDS = range(3)
@@ -63,7 +63,7 @@ _METHODS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) -> dict[str, Any]:
+def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
     """Learning curves, VI's confusion matrices, the leak between the splits, and what a doctor must see."""
     panels: dict[str, dict[str, curves.Line]] = {}
     for label, places in folders.items():
@@ -79,11 +79,10 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool) 
         methods = [m for m in _METHODS if f"{split}, {m}" in folders and m != "one block, MAP"]
         recall: dict[str, list[np.ndarray]] = {}
         for seed in range(len(folders[f"{split}, {methods[0]}"])):
-            parts = None
             for method in methods:
                 place = folders[f"{split}, {method}"][seed]
                 loaded = trained.load(place)
-                parts = parts or experiment.load_data(loaded.config)  # the same for all methods
+                parts = load(loaded.config)
                 given = trained.classify(loaded, parts.x_test, 10 if quick else 100)
                 threshold = runs.read_json(place / evaluate.RESULT)["threshold"]
                 told = given.mean, parts.y_test, given.total, threshold

@@ -83,11 +83,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "NUTS, short": dict(method="nuts", num_warmup=60, num_draws=40, max_tree_depth=6, **_CHAIN),
     "HMC, subsampled": dict(method="hmcecs", num_warmup=60, num_draws=200, **_CHAIN),
 }
+FAMILIES = {  # as the pictures show them
+    "modes and ensembles": ("map", "dropout", "svgd"),
+    "Gaussian at a mode": ("swag", "laplace"),
+    "variational": ("vi", "ivon", "rank_one"),
+    "chains on minibatches": ("sgld", "psgld", "sghmc", "hmcecs"),
+    "chains on all data": ("mclmc", "mclmc_adjusted", "hmc", "nuts"),
+}
 # Its expansion holds near the mode, which the weights of a network leave: on digits and on Boston the step
 # size falls until trajectories have 10,000 leapfrogs.
 ONLY = {"HMC, subsampled": ("logistic",)}
-VARIATIONAL = ("vi", "ivon", "rank_one")  # take longer to their optimum than the mode does
-# problem -> settings of all methods there, and of the variational ones.
+# problem -> settings of all methods there, and of the variational ones, which need longer.
 TRAINING = {
     "digits": (dict(steps=1500, learning_rate=1e-2), dict(steps=5000, learning_rate=5e-3)),
     "pneumonia": (dict(steps=1000, learning_rate=3e-3), dict(steps=4000, learning_rate=3e-3)),
@@ -102,6 +108,9 @@ TUNED = {
     ("boston", "SGHMC"): dict(method="sghmc(step_size=0.003)"),
     ("concrete", "SGHMC"): dict(method="sghmc(step_size=0.003)"),
     ("yacht", "IVON"): dict(method="ivon(hess_init=100.0)"),
+    ("yacht", "SGLD"): dict(method="sgld(step_size=0.001)"),
+    ("yacht", "SGHMC"): dict(method="sghmc(step_size=0.001)"),
+    ("yacht", "cyclical SGHMC"): dict(method="sghmc(cycle=200, step_size=0.001)"),
 }
 QUICK = dict(steps=200, num_warmup=20, num_draws=20, thin=1, block_size=20)
 
@@ -172,17 +181,22 @@ def configured(target: reference.Reference, label: str, seed: int, quick: bool) 
     """The settings of a run: the problem's data and model, the method's training."""
     method = METHODS[label] | TUNED.get((target.name, label), {})
     common, variational = TRAINING.get(target.name, ({}, {}))
-    name = method["method"].partition("(")[0]
-    chosen = common | (variational if name in VARIATIONAL else {})
+    name = plain(label)
+    chosen = common | (variational if name in FAMILIES["variational"] else {})
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     own = ("num_chains", "num_warmup", "num_draws", "thin", "block_size", "method")
-    plain = {name: defaults[name] for name in own} | chosen | method
-    plain |= dict(seed=seed, data_dir=None, eval_every=chosen.get("steps"))
+    given = {name: defaults[name] for name in own} | chosen | method
+    given |= dict(seed=seed, data_dir=None, eval_every=chosen.get("steps"))
     if name == "vi":
-        plain["beta_warmup"] = plain["steps"] // 10
+        given["beta_warmup"] = given["steps"] // 10
     if quick:
-        plain |= QUICK
-    return dataclasses.replace(reference.config(target), **plain)
+        given |= QUICK
+    return dataclasses.replace(reference.config(target), **given)
+
+
+def plain(label: str) -> str:
+    """The file in `bnn_jax/infer` of a method."""
+    return METHODS[label]["method"].partition("(")[0]
 
 
 def content_name(label: str, config: Config) -> str:
@@ -248,7 +262,7 @@ def passes(place: Path, config: Config, found: Any) -> float:
     climbed = settings.num_steps(config, count) * share
     kept = experiment.reopen(place)
     if not kept.algorithm.chain:
-        samples = config.num_samples if name in VARIATIONAL else 1
+        samples = config.num_samples if name in FAMILIES["variational"] else 1
         extra = outputs if name == "laplace" else 0
         particles = PARTICLES if name == "svgd" else 1
         return config.members * (climbed * samples * particles + extra)
@@ -286,7 +300,7 @@ def write(record: Mapping[str, Any], page: Path, references: Path) -> None:
         target = reference.load(name, references)
         own = reference.score(target, target.mean, target.variance, replicates=2)
         lines += [f"## {name}", "", told(target, own["floor"]), "", *table(rows, own), ""]
-        points = [cost.Point(*point) for point in of_seeds(rows)]
+        points = of_seeds(rows)
         figure = cost.against_distance(
             points,
             own["floor"]["total_variation"],
@@ -344,13 +358,15 @@ def told(target: reference.Reference, floor: Mapping[str, float]) -> str:
     return " ".join(sentences).format(**of_data, **{**config, **diagnosed, **floor})
 
 
-def of_seeds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, tuple[float, float]]]:
-    """Method, passes, total variation and its interval, means over seeds; only methods with a score."""
+def of_seeds(rows: Sequence[Mapping[str, Any]]) -> list[cost.Point]:
+    """Points of the picture, means over seeds; only methods with a score."""
     found = []
     for label, own in grouped(rows).items():
         if scored := [row for row in own if "total_variation" in row]:
             mean, half = summary(scored, "total_variation")
-            found.append((label, summary(scored, "passes")[0], mean, (max(mean - half, 0.0), mean + half)))
+            kind = next(kind for kind, names in FAMILIES.items() if plain(label) in names)
+            spent, ends = summary(scored, "passes")[0], (max(mean - half, 0.0), mean + half)
+            found.append(cost.Point(label, kind, spent, mean, ends))
     return found
 
 

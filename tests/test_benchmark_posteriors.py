@@ -24,8 +24,9 @@ def target(name):
 
 
 def test_every_method_is_there():
-    plain = {method["method"].partition("(")[0] for method in posteriors.METHODS.values()}
-    assert plain == set(parts.names("method"))
+    assert {posteriors.plain(label) for label in posteriors.METHODS} == set(parts.names("method"))
+    assert sorted(sum(posteriors.FAMILIES.values(), ())) == sorted(parts.names("method"))
+    assert list(posteriors.FAMILIES) == list(cost.FAMILIES)
     for method in posteriors.METHODS.values():
         parts.find("method", method["method"])  # or an argument that it does not have
     assert set(posteriors.TRAINING) == set(references.PROBLEMS)
@@ -119,9 +120,12 @@ def test_means_over_seeds_and_the_wider_of_two_spreads():
     assert posteriors.summary(ROWS[2:3], "total_variation") == pytest.approx((0.1, 0.03))
     assert posteriors.summary(ROWS, "k_hat") is None
     assert list(posteriors.grouped(ROWS)) == ["MAP", "SGLD", "MCLMC"]
-    (name, passes, mean, interval), second = posteriors.of_seeds(ROWS)
-    assert (name, second[0]) == ("MAP", "SGLD")
-    np.testing.assert_allclose([passes, mean, *interval], [11, 0.4, 0.3, 0.5])
+    first, second = posteriors.of_seeds(ROWS)
+    assert [p[:2] for p in (first, second)] == [
+        ("MAP", "modes and ensembles"),
+        ("SGLD", "chains on minibatches"),
+    ]
+    np.testing.assert_allclose([first.cost, first.distance, *first.interval], [11, 0.4, 0.3, 0.5])
 
 
 def test_the_table_is_sorted_by_distance():
@@ -147,14 +151,21 @@ def test_a_row_of_floors_for_every_method():
 
 
 def test_distance_against_cost_is_drawn():
-    points = [cost.Point(*point) for point in posteriors.of_seeds(ROWS)]
-    figure = cost.against_distance(points, 0.02, "total variation", "digits")
+    figure = cost.against_distance(posteriors.of_seeds(ROWS), 0.02, "total variation", "digits")
     figure.canvas.draw()
     axes = figure.axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["noise floor (HMC against HMC)", "1 SGLD", "2 MAP"]
+    assert labels == ["1 SGLD", "2 MAP"]
+    families = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert families == ["modes and ensembles", "chains on minibatches", "noise floor (HMC against HMC)"]
     assert axes.get_ylim()[0] < 0.02
+
+
+def test_numbers_beside_points_keep_apart():
+    same = [(100, 50.0), (103, 52.0), (100, 80.0), (101, 51.0), (300, 51.0)]
+    heights = cost.spread(same)
+    assert heights == [50.0, 68.0, 80.0, 59.0, 51.0]
 
 
 def test_mistakes(tmp_path, monkeypatch):

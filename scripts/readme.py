@@ -6,13 +6,14 @@ python scripts/readme.py          only rewrites the tables from what is committe
 
 import dataclasses
 import importlib.util
+import inspect
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from bnn_jax import cli, runs
+from bnn_jax import cli, parts, runs
 from bnn_jax.report import study_page, tables
 from bnn_jax.types import UserError
 
@@ -49,6 +50,7 @@ def main(config: Config) -> None:
     )
     fill(ROOT / "README.md", "compare", f"{tables.markdown(results)}- Seconds on {where}.\n")
     fill(ROOT / "README.md", "studies", "\n".join([*study_page.overview(studies()), ""]))
+    fill(ROOT / "docs" / "methods.md", "equations", equations())
     for marker, (page, name, make) in BENCHMARKS.items():
         measured = runs.read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
         if measured is not None:
@@ -62,6 +64,17 @@ def studies() -> list[tuple[Any, dict[str, Any]]]:
     found = ((_script(path).STUDY, path.stem) for path in paths)
     read = ((study, runs.read_json(RESULTS.with_name(f"{name}.json"))) for study, name in found)
     return [(study, record) for study, record in read if record is not None]
+
+
+def equations() -> str:
+    """Of every method the first line and the equation of its module's docstring."""
+    found = []
+    for name in parts.names("method"):
+        text = inspect.getmodule(parts.find("method", name)).__doc__
+        first, *lines = text.splitlines()
+        formula = [line[4:] for line in lines if line.startswith("    ")]
+        found += [f"`{name}`. {first}", "", "```text", *formula, "```", ""]
+    return "\n".join(found)
 
 
 def fill(path: Path, name: str, text: str) -> None:

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from problems import load_script
+
+from bnn_jax import parts
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -30,3 +33,11 @@ def test_links_lead_somewhere(page):
 def test_ci_runs_the_readme_command():
     commands = re.findall(r"```bash\n(.*?)\n```", (ROOT / "README.md").read_text())
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_page_of_methods_has_the_equation_of_each():
+    text = load_script("readme", "scripts").equations()
+    assert text in (ROOT / "docs" / "methods.md").read_text(), "run scripts/readme.py"
+    formulas = dict(re.findall(r"`(\w+)`\. .+\n\n```text\n((?:.+\n)*)```", text))
+    assert list(formulas) == sorted(parts.names("method"))
+    assert all(formulas.values())

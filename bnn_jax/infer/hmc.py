@@ -1,5 +1,9 @@
 """Hamiltonian Monte Carlo by NumPyro: trajectories of fixed length, Metropolis corrected.
 
+    H(z, r) = -log p(w, D) + |r|^2 / 2,   w = z * scale,   r ~ N(0, I) at the start
+    r <- r + eps/2 grad_z log p(w, D),   z <- z + eps r,   r <- r + eps/2 grad_z log p(w, D)    L times
+    z accepted with probability min(1, exp(H_start - H_end))
+
 The reference of this package: exact up to Monte Carlo error once its chains agree (Neal,
 arXiv:1206.1901). A trajectory of pi/2 prior widths takes a weight that the data leave free to an
 independent draw from its prior (Izmailov et al., arXiv:2104.14421).

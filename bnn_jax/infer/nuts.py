@@ -1,5 +1,8 @@
 """The No-U-Turn sampler by NumPyro: HMC that ends a trajectory when it turns back.
 
+    leapfrogs as `hmc`'s, to both sides in time, twice as many each time, until (z_last - z_first) . r < 0
+    at one of the two ends; the draw: one state of the path, each with a weight of exp(-H(z, r))
+
 No trajectory length to choose (Hoffman & Gelman, arXiv:1111.4246). Chains under `vmap` wait for the
 longest tree, so place one chain a device.
 """

@@ -97,7 +97,7 @@ ONLY = {"HMC, subsampled": ("logistic",)}
 TRAINING = {
     "digits": (dict(steps=1500, learning_rate=1e-2), dict(steps=5000, learning_rate=5e-3)),
     "pneumonia": (dict(steps=1000, learning_rate=3e-3), dict(steps=4000, learning_rate=3e-3)),
-    "logistic": (dict(steps=1000, learning_rate=3e-3), dict(steps=4000, learning_rate=3e-3)),
+    "logistic": (dict(steps=5000, learning_rate=1e-2), dict(steps=20000, learning_rate=3e-3)),
     "mnist160": (dict(steps=500, learning_rate=3e-3), dict(steps=4000, learning_rate=3e-3)),
     "boston": (dict(steps=3000, learning_rate=1e-2), dict(steps=10000, learning_rate=1e-2)),
     "concrete": (dict(steps=3000, learning_rate=1e-2), dict(steps=10000, learning_rate=1e-2)),

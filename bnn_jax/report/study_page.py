@@ -1,6 +1,6 @@
 """The page of a study in Markdown: its text, the table of all runs, what goes beyond scores, the commands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,6 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
     several = len(all_runs) > len(record["methods"])
     intervals = ", or ".join(dict.fromkeys(run["interval"] for run in all_runs))
     meaning = "mean ± standard error over folds or seeds" if several else intervals
-    places = dict.fromkeys(place(run["environment"]) for run in all_runs)
     counts = "{num_train:,} training, {num_val:,} validation and {num_test:,} test examples"
     sizes = dict.fromkeys(counts.format(**run["data"]) for run in all_runs)
     num_draws = max(run["num_draws"] for run in all_runs)
@@ -55,7 +54,7 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
         "",
         f"Ours in bold; in brackets or after ±: {meaning}. {', or '.join(sizes)}; predictions average "
         f"{num_draws} posterior draws, or all that a method has. Seconds: wall time of training beside other "
-        f"work on {'; '.join(places)}.",
+        f"work on {places(run['environment'] for run in all_runs)}.",
         "",
         *(referral(record) if study.referral else []),
         *sections,
@@ -69,11 +68,15 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
     return "\n".join(lines)
 
 
-def place(environment: Mapping[str, Any]) -> str:
-    """Where something ran."""
-    plural = "" if environment["num_cores"] == 1 else "s"
-    told = "{num_cores} core{plural} ({platform}), Python {python}, jax {jax}, commit {git_commit}"
-    return told.format(plural=plural, **environment)
+def places(environments: Iterable[Mapping[str, Any]]) -> str:
+    """Where something ran: every machine and the commits there."""
+    commits: dict[str, dict[str, None]] = {}
+    for environment in environments:
+        plural = "" if environment["num_cores"] == 1 else "s"
+        told = "{num_cores} core{plural} ({platform}), Python {python}, jax {jax}"
+        there = commits.setdefault(told.format(plural=plural, **environment), {})
+        there[environment["git_commit"]] = None
+    return "; ".join(f"{told}, commit {', '.join(there)}" for told, there in commits.items())
 
 
 def overview(studies: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:

@@ -52,8 +52,8 @@ def against_distance(points: Sequence[Point], floor: float, ylabel: str, headlin
     axes.set(xscale="log", yscale="log", ylabel=ylabel)
     axes.set_xlabel("cost: gradients, in passes over the training data")
     axes.set_ylim(bottom=least)
-    for axis in (axes.xaxis, axes.yaxis):
-        style.plain_log(axis, subs=(1, 2, 5))
+    style.plain_log(axes.xaxis, subs=(1, 3))  # long numbers
+    style.plain_log(axes.yaxis, subs=(1, 2, 5))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, alignment="left")
     shown = {name: families[name] for name in FAMILIES if name in families}
     axes.legend([*shown.values(), line], [*shown, line.get_label()], fontsize=8)

@@ -41,9 +41,7 @@ class Config(augment.Augmentation, data.Options):
     eval_draws: int = 10  # posterior draws of an evaluation during training
     keep: int = 2  # newest checkpoints that are kept, besides the best
     compute: str = "float32"  # or bfloat16: the forward pass; weights and KL stay float32
-    noise: str = (
-        "learned"  # of a regression: learned (one level), input (a second output), or known: a number
-    )
+    noise: str = "learned"  # of a regression: learned (one level), input (a second output) or its known value
     posterior: str = "mean_field"  # variational family, by name (bnn_jax/posteriors)
     estimator: str = "flipout"  # sampling, antithetic, local_reparam or flipout
     num_samples: int = 1  # weight samples a step of VI

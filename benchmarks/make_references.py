@@ -43,8 +43,8 @@ PROBLEMS = {
         limit=1000,
         steps=1000,
         learning_rate=3e-3,
-        trajectory_length=math.pi / 8,
-        **_CHAINS | dict(num_chains=2, num_warmup=60, num_draws=160, block_size=20),
+        trajectory_length=math.pi / 4,
+        **_CHAINS | dict(num_chains=2, num_warmup=60, num_draws=320, block_size=20),
     ),
     "logistic": Config(
         dataset="medmnist",

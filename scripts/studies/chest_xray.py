@@ -81,8 +81,9 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, 
     for method, (place, *_) in folders.items():
         loaded = trained.load(place)
         parts = load(loaded.config)
-        for name, told in _STRANGE.items() if not strange else ():  # the same for all methods
-            strange[name] = everything(trained.foreign(loaded, dataclasses.replace(told, limit=limit)))
+        if not strange:  # the same for all methods
+            for name, told in _STRANGE.items():
+                strange[name] = everything(trained.foreign(loaded, dataclasses.replace(told, limit=limit)))
         inside = trained.classify(loaded, parts.x_test, passes)
         right = inside.mean.argmax(-1) == parts.y_test
         given = {name: trained.classify(loaded, x, passes) for name, x in strange.items()}

@@ -44,7 +44,7 @@ PROBLEMS = {
         steps=1000,
         learning_rate=3e-3,
         trajectory_length=math.pi / 4,
-        **_CHAINS | dict(num_chains=2, num_warmup=60, num_draws=320, block_size=20),
+        **_CHAINS | dict(num_warmup=60, num_draws=160, block_size=20),
     ),
     "logistic": Config(
         dataset="medmnist",
@@ -130,4 +130,4 @@ def make(name: str, config: Config, folder: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, cpu_devices=lambda options: max(c.num_chains for c in PROBLEMS.values()))
+    cli.run(main, Options, __doc__, cpu_devices=lambda options: _CHAINS["num_chains"])

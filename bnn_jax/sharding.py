@@ -129,14 +129,24 @@ def over_samples(mesh: Mesh) -> Callable:
 
 
 def over_chains(f: Callable, mesh: Mesh) -> Callable:
-    """`f(shared, per_chain)` vmapped over the leading axis of `per_chain`, split over the sample axis. The
+    """`f(shared, per_chain)` for each entry of the leading axis of `per_chain`, split over the sample axis. The
     data axis is left to the compiler: see `constrain`.
+
+    A device's only chain runs as if it were alone: under `vmap` its convolutions and loops would carry an axis
+    of one, which costs half as much again (docs/performance.md). Several on a device are vmapped.
 
     Args:
         f: (shared, per_chain) -> pytree, for one chain.
     """
+
+    def on_device(shared, per_chain):
+        if jax.tree.leaves(per_chain)[0].shape[0] > 1:
+            return jax.vmap(f, in_axes=(None, 0))(shared, per_chain)
+        alone = f(shared, jax.tree.map(lambda a: a[0], per_chain))
+        return jax.tree.map(lambda a: a[None], alone)
+
     return jax.shard_map(
-        jax.vmap(f, in_axes=(None, 0)),
+        on_device,
         mesh=mesh,
         axis_names={"sample"},
         in_specs=(PartitionSpec(), PartitionSpec("sample")),

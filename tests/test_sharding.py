@@ -196,6 +196,16 @@ def test_chains_on_eight_devices_equal_those_on_one(method, monkeypatch):
     assert "all-reduce" in compiled(lambda a: jax.tree.map(lambda b: b.sum(0), a), starts)
 
 
+@pytest.mark.parametrize(("number", "axes"), [(1, 0), (2, 0), (4, 1)])
+def test_the_only_chain_of_a_device_runs_without_an_axis_of_its_own(number, axes):
+    """Under `vmap` an axis of one would make its products batched ones, which are slower."""
+    mapped = sharding.over_chains(jnp.dot, sharding.make_mesh(min(number, 2), 1))
+    program = jax.make_jaxpr(mapped)(jnp.ones((3, 5)), jnp.ones((number, 5, 2)))
+    (own,) = (e for e in program.jaxpr.eqns if e.primitive.name == "shard_map")
+    (product,) = (e for e in own.params["jaxpr"].eqns if e.primitive.name == "dot_general")
+    assert sum(v.aval.ndim for v in product.invars) == 4 + axes
+
+
 @pytest.mark.parametrize(("method", "size"), [("hmc", N), ("hmc", N - 1), ("nuts", N)])
 def test_chains_on_data_split_over_devices_equal_those_on_one(method, size, monkeypatch):
     """An even share of the examples for each of four devices or not. Gradients are reduced once a leapfrog

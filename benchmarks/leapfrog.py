@@ -7,6 +7,7 @@ The digits net with the fan-in prior and the full batch of 1,297 images, on one 
 
     gradient    the jitted gradient of the log joint, outside any loop
     ours        a step of `infer.hmc` of exactly L leapfrogs, for two L: the slope, and the time of a step / L
+    chain       draws of the larger L as `chains.collect` takes them for every command line
     numpyro     a step of `numpyro.infer.HMC` of the smaller L on a NumPyro model of the same net, with
                 `nn.Conv` and `nn.max_pool`, the same prior and likelihood; compared with our step of
                 that L, whose extra gradient a step (see `bnn_jax.hamiltonian`) counts against us
@@ -31,17 +32,21 @@ from numpyro.contrib.module import random_flax_module
 from numpyro.infer import HMC
 from rich.console import Console
 
-from bnn_jax import cli, objectives, ops, runs, timing, trees
+from bnn_jax import chains, cli, objectives, ops, runs, timing, trees
 from bnn_jax.data import digits as digits_data
 from bnn_jax.infer import hmc
 from bnn_jax.likelihoods import categorical
 from bnn_jax.nets import digits
 from bnn_jax.priors import fan_in
 from bnn_jax.report.progress import track
-from bnn_jax.types import Batch, Key, Params
+from bnn_jax.types import Algorithm, Batch, Key, Params
 
 STEP_SIZE = 0.002  # in prior widths; small, so that no trajectory diverges
-BARS = {"ours / gradient": ("at most", 1.25), "numpyro / ours": ("at least", 10.0)}
+BARS = {
+    "ours / gradient": ("at most", 1.25),
+    "chain / gradient": ("at most", 1.25),
+    "numpyro / ours": ("at least", 10.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Config:
     short: int = 8  # leapfrogs of the shorter trajectory, and of NumPyro's
     long: int = 40  # leapfrogs of the longer trajectory
     gradients: int = 10  # gradients timed together in a turn
+    draws: int = 2  # of the chain, timed together in a turn
     out: Path = Path("benchmarks/results/leapfrog.json")  # where the JSON goes
     quick: bool = False  # 3 turns
 
@@ -97,8 +103,7 @@ def ours(
     log_joint: Callable, scale: Callable, key: Key, params: Params, batch: Batch, num_steps: int
 ) -> Callable:
     """Seconds of one step of `num_steps` leapfrogs."""
-    length = (num_steps - 0.5) * STEP_SIZE  # their number is rounded up
-    algorithm = hmc.build(log_joint, scale, num_warmup=0, trajectory_length=length, step_size=STEP_SIZE)
+    algorithm = sampler(log_joint, scale, num_steps)
     step, state = jax.jit(algorithm.step), algorithm.init(key, params)
 
     def turn():
@@ -107,6 +112,39 @@ def ours(
         seconds = time.perf_counter() - start
         check(int(info["num_steps"]), num_steps)
         return seconds
+
+    return turn
+
+
+def sampler(log_joint: Callable, scale: Callable, num_steps: int) -> Algorithm:
+    """HMC of `num_steps` leapfrogs a step."""
+    length = (num_steps - 0.5) * STEP_SIZE  # their number is rounded up
+    return hmc.build(log_joint, scale, num_warmup=0, trajectory_length=length, step_size=STEP_SIZE)
+
+
+def chain(
+    log_joint: Callable,
+    scale: Callable,
+    key: Key,
+    params: Params,
+    batch: Batch,
+    num_steps: int,
+    draws: int,
+    turns: int,
+) -> Callable[[], float]:
+    """Seconds of `num_steps` leapfrogs of a chain; at most so many turns."""
+    starts = jax.tree.map(lambda a: a[None], params)
+    size = dict(num_warmup=0, num_draws=draws * turns, block_size=draws)
+    blocks = chains.collect(key, sampler(log_joint, scale, num_steps), starts, batch, **size)
+
+    def turn():
+        start = time.perf_counter()
+        block = next(blocks)
+        jax.block_until_ready(block.draws)
+        seconds = time.perf_counter() - start
+        for number in block.trace["num_steps"].ravel():
+            check(int(number), num_steps)
+        return seconds / draws
 
     return turn
 
@@ -175,6 +213,9 @@ def measure(config: Config) -> dict[str, np.ndarray]:
         "gradient": gradient(log_joint, params, batch, config.gradients),
         "short": trajectory(config.short),
         "long": trajectory(config.long),
+        "chain": chain(
+            log_joint, prior.scale, key, params, batch, config.long, config.draws, config.repeats + 1
+        ),
         "numpyro": plain_numpyro(log_joint, key, params, batch, data.num_classes, config.short),
     }
     repeats = 3 if config.quick else config.repeats
@@ -186,16 +227,19 @@ def summarise(seconds: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
     """Milliseconds a leapfrog (or gradient), and ratios within a turn, with quartiles."""
     slope = (seconds["long"] - seconds["short"]) / (config.long - config.short)
     whole = seconds["long"] / config.long
+    chain = seconds["chain"] / config.long
     one = {
         "gradient": seconds["gradient"],
         "ours, slope": slope,
         f"ours, step of {config.short} / {config.short}": seconds["short"] / config.short,
         f"ours, step of {config.long} / {config.long}": whole,
+        f"chain, draw of {config.long} / {config.long}": chain,
         f"numpyro, step of {config.short} / {config.short}": seconds["numpyro"] / config.short,
     }
     ratios = {
         "ours / gradient": slope / seconds["gradient"],
         f"ours, step of {config.long} / {config.long} / gradient": whole / seconds["gradient"],
+        "chain / gradient": chain / seconds["gradient"],
         "numpyro / ours": seconds["numpyro"] / seconds["short"],
     }
     return {

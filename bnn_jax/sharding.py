@@ -129,11 +129,11 @@ def over_samples(mesh: Mesh) -> Callable:
 
 
 def over_chains(f: Callable, mesh: Mesh) -> Callable:
-    """`f(shared, per_chain)` for each entry of the leading axis of `per_chain`, split over the sample axis. The
-    data axis is left to the compiler: see `constrain`.
+    """`f(shared, per_chain)` for each entry of the leading axis of `per_chain`, split over the sample axis.
+    The data axis is left to the compiler: see `constrain`.
 
-    A device's only chain runs as if it were alone: under `vmap` its convolutions and loops would carry an axis
-    of one, which costs half as much again (docs/performance.md). Several on a device are vmapped.
+    A device's only chain runs as if it were alone: under `vmap` its products and loops would carry an axis
+    of one, which may take twice the time (docs/performance.md). Several on a device are vmapped.
 
     Args:
         f: (shared, per_chain) -> pytree, for one chain.

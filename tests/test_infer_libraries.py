@@ -1,6 +1,7 @@
 """Methods around BlackJAX and NumPyro against exact answers, and against those libraries themselves."""
 
 import math
+import re
 import sys
 from types import SimpleNamespace
 
@@ -375,6 +376,19 @@ def test_the_expansion_is_made_once():
     changed = np.flatnonzero(first.rows != second.rows)
     assert 1 <= len(changed) <= 2
     assert len({row % 4 for row in changed.tolist()}) == 1
+
+
+@pytest.mark.parametrize("chains", [None, 2])
+def test_later_steps_skip_the_expansion(chains):
+    """It lies in a branch of the compiled program: what is in a loop XLA may take out of it, and compute in
+    every step."""
+    algorithm = subsampled(PROBLEM, LIKELIHOOD)
+    state, step = algorithm.init(jax.random.key(0), PROBLEM.params(np.zeros(3))), algorithm.step
+    if chains:
+        state = jax.tree.map(lambda a: jnp.stack([a] * chains), state)
+        step = jax.vmap(step, in_axes=(None, 0, None))
+    program = jax.jit(step).lower(jax.random.key(1), state, PROBLEM.batch).compile().as_text()
+    assert re.search(r"f32\[3,3\][^=]* conditional\(", program)  # the Hessian
 
 
 LENGTH = dict(num_warmup=1, length=math.nan)

@@ -93,6 +93,14 @@ def build(
         "HMC", target, scale, num_warmup, step_size, target_accept_prob, trajectory_length=trajectory_length
     )
 
+    # One chain at a time: under vmap a conditional computes both branches. A loop of one pass or none would
+    # not do, as XLA computes what does not change within a loop before it, whether it has a pass or not.
+    @jax.custom_batching.sequential_vmap
+    def expanded(first: jax.Array, old: Expansion, params: Params, batch: Batch) -> Expansion:
+        unravel = ravel_pytree(params)[1]
+        mean = lambda w: log_lik(unravel(w), batch).mean()
+        return jax.lax.cond(first, lambda: expand(mean, old.reference), lambda: old)
+
     def init(key: Key, params: Params) -> EcsState:
         number = size(params)
         if number > MAX_WEIGHTS:
@@ -110,15 +118,8 @@ def build(
         batch = jax.tree.map(jnp.asarray, batch)
         drawn = lambda key: jax.random.randint(key, (batch_size,), 0, len(batch.x))
         params = inner.sample(key_inner, state.inner)
-        unravel = ravel_pytree(params)[1]
         first = state.inner.t == 0
-        # A loop of one pass or none: under vmap a conditional would compute the Hessian in every step.
-        expansion = jax.lax.fori_loop(
-            0,
-            first.astype(jnp.int32),
-            lambda _, old: expand(lambda w: log_lik(unravel(w), batch).mean(), old.reference),
-            state.expansion,
-        )
+        expansion = expanded(first, state.expansion, params, batch)
         rows = jnp.where(first, drawn(key_first), state.rows)
         block = jax.random.randint(key_block, (), 0, blocks)
         proposed = jnp.where(jnp.arange(batch_size) % blocks == block, drawn(key_rows), rows)

@@ -44,7 +44,7 @@ PROBLEMS = {
         steps=1000,
         learning_rate=3e-3,
         trajectory_length=math.pi / 4,
-        **_CHAINS | dict(num_warmup=60, num_draws=160, block_size=20),
+        **_CHAINS | dict(num_warmup=60, num_draws=160, block_size=5),  # minutes each
     ),
     "logistic": Config(
         dataset="medmnist",

@@ -1,4 +1,4 @@
-"""Live progress of long work: a bar on a terminal, a line every tenth of the way elsewhere."""
+"""Live progress of long work: a bar on a terminal; elsewhere a line every tenth of the way, and every minute."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +18,7 @@ SHOWN = {  # name in the info -> (label, format), in this order
     "step_size": ("step size", ".2g"),
     "num_steps": ("leapfrogs", ".0f"),
 }
+MINUTE = 60.0  # seconds without a line, at most, where there is something to tell
 
 
 def describe(info: Mapping[str, Any]) -> str:
@@ -45,13 +46,15 @@ def track(console: Console, name: str, total: int) -> Iterator[Callable[[int, Ma
 
 
 def _lines(console, name, total):
-    start, printed = time.monotonic(), 0
+    start = told = time.monotonic()
+    printed = 0
 
     def progress(done, info):
-        nonlocal printed
-        if done * 10 // total > printed * 10 // total or done >= total:
-            printed = done
-            left = (time.monotonic() - start) * (total - done) / done
+        nonlocal printed, told
+        now = time.monotonic()
+        if done * 10 // total > printed * 10 // total or done >= total or now >= told + MINUTE:
+            printed, told = done, now
+            left = (now - start) * (total - done) / done
             text = f"{name:5} {done:6}/{total}  {describe(info)}  {left:.0f} s left"
             console.print(text, highlight=False, soft_wrap=True)
 

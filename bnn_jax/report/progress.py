@@ -1,4 +1,4 @@
-"""Live progress of long work: a bar on a terminal; elsewhere a line every tenth of the way, and every minute."""
+"""Live progress of long work: a bar on a terminal, else a line every tenth of the way and every minute."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -10,7 +10,8 @@ noise level, but for the ensembles, whose noise depends on the input as in their
 MAP solutions. R-hat is that of what the chains predict for the test rows, the median of a split: far from 1
 they have not met, and their mixture is no posterior. On yacht, whose targets have almost no noise, the
 posterior is so narrow that 600 iterations are far too few, even after a longer warm-up, without which
-chains diverge: RMSE gains, NLL pays.
+chains diverge: RMSE gains, NLL pays. Naval, as free of noise and with forty times the rows, is narrower
+still: a draw would take thousands of leapfrogs, and HMC is left out there.
 
 Another table: `python scripts/train.py --dataset table --path FILE --fold K` with the settings below.
 """
@@ -40,15 +41,16 @@ METHODS = {
         method="hmc", steps=1000, num_warmup=100, num_draws=300, block_size=100, trajectory_length=0.1
     ),
 }
-_YACHT = dict(steps=10000, num_warmup=300)  # its noise is small and found late: a stiff posterior
+TUNED = {
+    ("yacht", "HMC"): dict(steps=10000, num_warmup=300),  # small noise, found late: a stiff posterior
+}
+NOT_RUN = (("naval", "HMC"),)
 
 
 def settings(table: str, label: str, fold: int) -> Config:
     """A run of `scripts/train.py`."""
-    given: dict[str, Any] = _COMMON | METHODS[label]
+    given: dict[str, Any] = _COMMON | METHODS[label] | TUNED.get((table, label), {})
     given |= dict(batch_size=256 if table in LARGE else 64)
-    if table == "yacht" and label == "HMC":
-        given |= _YACHT
     net = "shallow(hidden=100)" if table == "protein" else "shallow"
     return Config(path=Path("uci") / f"{TABLES[table][0]}.npz", net=net, fold=fold, **given)
 
@@ -57,6 +59,7 @@ RUNS = {
     f"{table}, {label}": [settings(table, label, fold) for fold in range(number)]
     for table, (_, number) in TABLES.items()
     for label in METHODS
+    if (table, label) not in NOT_RUN
 }
 _PUBLISHED = ("PBP", "MC dropout", "deep ensemble")
 _FIGURES = {  # RMSE and NLL of these three

@@ -7,6 +7,7 @@ device, and no part of the maths contains a collective. Chains are the exception
 within a chain "data" stays Auto, so that devices share its data.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,7 @@ def over_chains(f: Callable, mesh: Mesh) -> Callable:
         f: (shared, per_chain) -> pytree, for one chain.
     """
 
+    @functools.wraps(f)  # its name is the compiled program's
     def on_device(shared, per_chain):
         if jax.tree.leaves(per_chain)[0].shape[0] > 1:
             return jax.vmap(f, in_axes=(None, 0))(shared, per_chain)

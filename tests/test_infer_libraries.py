@@ -49,7 +49,7 @@ DYNAMICS = {
 def test_microcanonical_chains_sample_the_linear_posterior(name):
     build, settings, thin = DYNAMICS[name]
     algorithm = build(PROBLEM.log_joint(), PRIOR.scale, 0, **settings)
-    draws, trace = run_chains(algorithm, spread(PROBLEM.params(PROBLEM.mean)), PROBLEM.batch, 2000, thin=thin)
+    draws, trace = run_chains(algorithm, spread(PROBLEM.params(PROBLEM.mean)), PROBLEM.batch, 3000, thin=thin)
     assert diagnostics.chain_status(draws, trace) == ["ok"] * 4
     if name == "mclmc_adjusted":
         assert 0.4 < trace["accept_prob"].mean() < 0.85  # so that the rejections count

@@ -227,19 +227,19 @@ def summarise(seconds: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
     """Milliseconds a leapfrog (or gradient), and ratios within a turn, with quartiles."""
     slope = (seconds["long"] - seconds["short"]) / (config.long - config.short)
     whole = seconds["long"] / config.long
-    chain = seconds["chain"] / config.long
+    drawn = seconds["chain"] / config.long
     one = {
         "gradient": seconds["gradient"],
         "ours, slope": slope,
         f"ours, step of {config.short} / {config.short}": seconds["short"] / config.short,
         f"ours, step of {config.long} / {config.long}": whole,
-        f"chain, draw of {config.long} / {config.long}": chain,
+        f"chain, draw of {config.long} / {config.long}": drawn,
         f"numpyro, step of {config.short} / {config.short}": seconds["numpyro"] / config.short,
     }
     ratios = {
         "ours / gradient": slope / seconds["gradient"],
         f"ours, step of {config.long} / {config.long} / gradient": whole / seconds["gradient"],
-        "chain / gradient": chain / seconds["gradient"],
+        "chain / gradient": drawn / seconds["gradient"],
         "numpyro / ours": seconds["numpyro"] / seconds["short"],
     }
     return {

@@ -130,4 +130,4 @@ def make(name: str, config: Config, folder: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, cpu_devices=lambda options: _CHAINS["num_chains"])
+    cli.run(main, Options, __doc__, cpu_devices=lambda options: max(c.num_chains for c in PROBLEMS.values()))

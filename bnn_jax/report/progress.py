@@ -46,16 +46,19 @@ def track(console: Console, name: str, total: int) -> Iterator[Callable[[int, Ma
 
 
 def _lines(console, name, total):
-    start = told = time.monotonic()
+    told = time.monotonic()
     printed = 0
+    first = None  # what was done when, at the first report: a resumed run does not begin at 0, and compiling is over
 
     def progress(done, info):
-        nonlocal printed, told
+        nonlocal first, printed, told
         now = time.monotonic()
+        first = first or (done, now)
         if done * 10 // total > printed * 10 // total or done >= total or now >= told + MINUTE:
             printed, told = done, now
-            left = (now - start) * (total - done) / done
-            text = f"{name:5} {done:6}/{total}  {describe(info)}  {left:.0f} s left"
+            text = f"{name:5} {done:6}/{total}  {describe(info)}"
+            if done > first[0]:
+                text += f"  {(now - first[1]) * (total - done) / (done - first[0]):.0f} s left"
             console.print(text, highlight=False, soft_wrap=True)
 
     return progress

@@ -48,7 +48,7 @@ def track(console: Console, name: str, total: int) -> Iterator[Callable[[int, Ma
 def _lines(console, name, total):
     told = time.monotonic()
     printed = 0
-    first = None  # what was done when, at the first report: a resumed run does not begin at 0, and compiling is over
+    first = None  # what was done when, at the first report: a resumed run does not begin at 0
 
     def progress(done, info):
         nonlocal first, printed, told

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from bnn_jax import estimators, objectives, ops, parts
@@ -64,7 +65,8 @@ def _number(noise: str) -> float:
 
 def init(key: Key, model: Model, x: Any) -> Params:
     """Initial weights for inputs like `x` (n, ...)."""
-    return model.module.init(key, jnp.asarray(x[:1], jnp.float32))["params"]
+    # compiled as one program, which leaves the forward pass out
+    return jax.jit(model.module.init)(key, jnp.asarray(x[:1], jnp.float32))["params"]
 
 
 def method(

@@ -5,8 +5,10 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import matplotlib.image
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from problems import load_script
 
 from bnn_jax import data, study
@@ -16,7 +18,17 @@ FOLDERS |= dict.fromkeys(("uci", "cold", "precision"), "benchmarks")
 NAMES = sorted(FOLDERS)
 GENERATED = ("kl_weight", "cold")  # need no files
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "kept_programs")
+
+
+@pytest.fixture(scope="module")
+def kept_programs(own_programs):
+    """The runs of a study forget what was compiled; here they find it again on disk, as scripts do."""
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("name", NAMES)

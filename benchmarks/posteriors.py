@@ -118,6 +118,7 @@ TUNED = {
     ("yacht", "cyclical SGHMC"): dict(method="sghmc(cycle=200, step_size=0.001)"),
 }
 QUICK = dict(steps=200, num_warmup=20, num_draws=20, thin=1, block_size=20)
+QUICK_CYCLE = dict(method="sghmc(cycle=2)", thin=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ def configured(target: reference.Reference, label: str, seed: int, quick: bool) 
     if name == "vi":
         given["beta_warmup"] = given["steps"] // 10
     if quick:
-        given |= QUICK
+        given |= QUICK | (QUICK_CYCLE if "cycle" in given["method"] else {})
     return dataclasses.replace(reference.config(target), **given)
 
 

@@ -104,11 +104,8 @@ def main(options: Options) -> None:
         runs.write_json(results, record)
     page = results.with_suffix(".md") if options.quick else PAGE
     lines = ["# ResNet-20 on CIFAR-10 beside the published HMC predictions", "", *table(record), ""]
-    places = dict.fromkeys(study_page.place(row["environment"]) for row in record.values())
-    lines += [
-        f"By `python benchmarks/reference.py`. Seconds: wall time of training on {'; '.join(places)}.",
-        "",
-    ]
+    places = study_page.places(row["environment"] for row in record.values())
+    lines += [f"By `python benchmarks/reference.py`. Seconds: wall time of training on {places}.", ""]
     page.write_text("\n".join(lines))
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
 

@@ -54,8 +54,8 @@ def prepare(predicted: dict, targets, classes: bool) -> Compared:
         probs = {name: mean for name, (mean, _) in predicted.items()}
         return Compared(CLASSIFICATION, np.asarray(targets), probs, probs)
     own = {name: tuple(np.asarray(a, np.float64) for a in parts) for name, parts in predicted.items()}
-    inner = distances.edges(list(own.values())) if own else None
-    probs = {name: distances.features(*parts, targets, inner) for name, parts in own.items()}
+    cuts = distances.edges(list(own.values())) if own else None
+    probs = {name: distances.features(*parts, targets, cuts) for name, parts in own.items()}
     values = {name: mean[..., None] for name, (mean, _) in own.items()}
     return Compared(REGRESSION, np.asarray(targets), probs, values)
 
@@ -122,12 +122,12 @@ def _replicate(rng, probs: np.ndarray, block: int, replicates: int) -> np.ndarra
     return np.stack(means, axis=1).reshape(replicates, chains, *points)
 
 
-def _with_intervals(estimate: dict[str, float], errors: dict[str, float]) -> dict:
+def _with_intervals(estimate: dict[str, float], errors: dict[str, float], measures: Measures) -> dict:
     """Every estimate, and beside it `<name>_interval` [low, high] from its standard error."""
     result = {}
     for name, value in estimate.items():
         half = 1.96 * errors[name]
-        low = value - half if name in distances.SIGNED else max(value - half, 0.0)
+        low = max(value - half, measures.least.get(name, 0.0))
         high = min(value + half, distances.LARGEST.get(name, 1.0))
         result |= {name: value, f"{name}_interval": [float(low), float(high)]}
     return result
@@ -170,7 +170,7 @@ def floor_summary(
     ]
     w2 = {"w2": float(np.mean([value for value, _ in pairs]))}
     errors = _errors(samples) | {"w2": float(np.mean([error for _, error in pairs]))}  # pairs share chains
-    return _with_intervals(estimate | w2, errors)
+    return _with_intervals(estimate | w2, errors, measures)
 
 
 def _w2(rng, p, q, block_p, block_q) -> tuple[float, float]:
@@ -266,5 +266,5 @@ def summarise(
             estimate["w2"], errors["w2"] = _w2(
                 rng, values[name], values[reference], block[name], block[reference]
             )
-        result[name] = _with_intervals(estimate, errors)
+        result[name] = _with_intervals(estimate, errors, measures)
     return result

@@ -10,7 +10,7 @@ r"""How far two predictive distributions p and q are from one another, and how g
 The first two are those of arXiv:2104.14421. All but W2 compare predictive means; W2 sees whether the draws
 themselves are as spread. The density of a regression is cut into cells (`features`), K a point, which take
 the place of classes: total variation and KL are those of the densities up to what differs inside a cell, so
-a little too small. Logarithms of less than `TINY` are cut.
+a little too small; entropies take the density inside a cell as even. Logarithms of less than `TINY` are cut.
 
 Everything runs on NumPy arrays. T test points, K classes or cells, D draws, V values of a draw at a point.
 """
@@ -19,16 +19,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from bnn_jax import metrics
 from bnn_jax.metrics import TINY
 from bnn_jax.types import UserError
 
 CELLS = 200  # of a regression's density at a point
+POINTS = 2000  # quantiles of each method's density from which the cells' edges are taken
 SIGNED = ("entropy_gap", "calibration_gap")  # 0 is best, either sign is worse
-LARGEST = {"nll": np.inf, "rmse": np.inf, "brier": 2.0, "symmetric_kl": np.inf, "w2": np.inf}  # 1 for others
-BEYOND = 3  # features of a regression after its cells: mean, density and distribution function at y
+LARGEST = {"brier": 2.0} | dict.fromkeys(
+    ("nll", "rmse", "symmetric_kl", "w2", "entropy_gap"), np.inf
+)  # 1 for others
+BEYOND = 4  # features of a regression after its cells: mean log width, mean, density and distribution at y
 
 
 class Measures(NamedTuple):
@@ -37,6 +40,7 @@ class Measures(NamedTuple):
     scores: Mapping[str, Callable]  # name -> (p (T, F), targets (T,)) -> float
     distances: Mapping[str, Callable]  # name -> (p, q (T, F), targets) -> float
     check: Callable  # (predictions of draws (C, D, T, F)) -> them as an array; raises `UserError`
+    least: Mapping[str, float]  # name -> its smallest value, 0 for others
 
 
 def agreement(p, q) -> float:
@@ -100,34 +104,43 @@ def _pair(p, q) -> tuple[np.ndarray, np.ndarray]:
 
 
 def edges(predictions: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(T, CELLS - 1) inner edges of the cells: equally wide from the lowest to the highest place where any
-    draw of any method has density, five standard deviations from its mean.
+    """(T, CELLS + 1) edges of the cells: quantiles of all methods' densities mixed, each of equal weight and
+    denser in the tails, so that no outlying draw makes the cells of the others wide. The outer ones are five
+    standard deviations from the lowest and the highest mean.
 
     predictions: (means, variances), each (..., T), of every method, in one unit.
     """
-    low, high = np.inf, -np.inf
-    for means, variances in predictions:
-        reach = 5 * np.sqrt(variances)
-        axes = tuple(range(np.ndim(means) - 1))
-        low = np.minimum(low, np.min(means - reach, axis=axes))
-        high = np.maximum(high, np.max(means + reach, axis=axes))
-    return np.linspace(low, high, CELLS - 1, axis=-1)
+    place = np.arange(POINTS)
+    turns = (np.arange(len(predictions) * POINTS) + 0.5) * (np.sqrt(5) - 1) / 2  # evenly spread in every draw
+    low, high, points = np.inf, -np.inf, []
+    for (means, variances), z in zip(predictions, ndtri(turns % 1).reshape(-1, POINTS, 1), strict=True):
+        means, std = (np.reshape(a, (-1, np.shape(a)[-1])) for a in (means, np.sqrt(variances)))
+        low = np.minimum(low, np.min(means - 5 * std, axis=0))
+        high = np.maximum(high, np.max(means + 5 * std, axis=0))
+        draw = place * len(means) // POINTS
+        points.append(means[draw] + z * std[draw])
+    levels = (1 - np.cos(np.linspace(0, np.pi, CELLS + 1)[1:-1])) / 2
+    return np.concatenate([low[None], np.quantile(np.concatenate(points), levels, axis=0), high[None]]).T
 
 
-def features(means, variances, y, inner) -> np.ndarray:
+def features(means, variances, y, cuts) -> np.ndarray:
     """What the measures of a regression need, linear in the predictive density, so that it may be averaged.
 
-    means, variances (..., T) of draws, y (T,), inner (T, CELLS - 1): `edges` -> (..., T, CELLS + `BEYOND`):
-    the probabilities of the cells, of which the outer ones reach to infinity, then mean, density and
-    distribution function at y.
+    means, variances (..., T) of draws, y (T,), cuts (T, CELLS + 1): `edges` -> (..., T, CELLS + `BEYOND`):
+    the probabilities of the cells, of which the outer ones reach to infinity, the mean logarithm of their
+    widths, then mean, density and distribution function at y.
     """
     means, std = np.asarray(means, np.float64), np.sqrt(np.asarray(variances, np.float64))
-    below = ndtr((inner - means[..., None]) / std[..., None])
+    below = ndtr((cuts[:, 1:-1] - means[..., None]) / std[..., None])
     ends = np.zeros((*means.shape, 1))
     cells = np.diff(np.concatenate([ends, below, ends + 1], axis=-1), axis=-1)
+    # A cell with a gap in it is no wider than four times the narrower of its neighbours.
+    wide = np.pad(np.diff(cuts), ((0, 0), (1, 1)), constant_values=np.inf)
+    width = np.minimum(wide[:, 1:-1], 4 * np.minimum(wide[:, :-2], wide[:, 2:]))
+    mean_width = np.einsum("...tk,tk->...t", cells, np.log(width))
     away = (y - means) / std
     density = np.exp(-0.5 * away**2) / (np.sqrt(2 * np.pi) * std)
-    return np.concatenate([cells, np.stack([means, density, ndtr(away)], axis=-1)], axis=-1)
+    return np.concatenate([cells, np.stack([mean_width, means, density, ndtr(away)], axis=-1)], axis=-1)
 
 
 def _finite(probs):
@@ -159,6 +172,7 @@ CLASSIFICATION = Measures(
         "calibration_gap": calibration_gap,
     },
     lambda probs: metrics.check_probs(probs, "CDTK")[0],
+    {"entropy_gap": -np.inf, "calibration_gap": -1.0},
 )
 REGRESSION = Measures(
     {
@@ -170,7 +184,11 @@ REGRESSION = Measures(
     {
         "total_variation": _of_cells(total_variation),
         "symmetric_kl": _of_cells(symmetric_kl),
-        "entropy_gap": _of_cells(entropy_gap),
+        # of densities: the entropy of the cells and the mean logarithm of their widths
+        "entropy_gap": lambda p, q, y: (
+            entropy_gap(_cells(p), _cells(q)) + float(np.mean(p[:, -4] - q[:, -4]))
+        ),
     },
     _finite,
+    {"entropy_gap": -np.inf, "nll": -np.inf},
 )

@@ -30,4 +30,12 @@ def build(algorithm: Algorithm, size: int) -> Algorithm:
         return jax.vmap(algorithm.sample)(jax.random.split(key, size), state)
 
     # The density of all members together is no member's: log_prob stays None.
-    return Algorithm(init, step, sample, algorithm.chain, algorithm.linearise_at)
+    return Algorithm(
+        init,
+        step,
+        sample,
+        algorithm.chain,
+        algorithm.linearise_at,
+        point=algorithm.point,
+        whole=algorithm.whole,
+    )

@@ -104,6 +104,8 @@ def build(config: Config, found: Dataset) -> Experiment:
     if algorithm.chain:
         settings.check_chain(config, transform)
         start = method(config, model, shape, plan.num_data, visited, "map", likelihood)
+    if algorithm.whole and config.patience is not None:
+        raise UserError(f"the last steps of {config.method} measure what its draws are: leave --patience out")
     plateau = None
     if config.plateau_patience is not None:
         floor = config.plateau_floor / config.learning_rate
@@ -172,6 +174,7 @@ def method(
         batch_size=config.batch_size,
         num_steps=steps,
         num_warmup=config.num_warmup,
+        thin=config.thin,
         trajectory_length=config.trajectory_length,
         max_tree_depth=config.max_tree_depth,
     )
@@ -313,14 +316,19 @@ def _init(key, config, model, shape):
 
 
 def _pretrained(path, like):
-    """Parameters from an orbax checkpoint, or from a run folder: MAP's weights, or VI's means."""
+    """Parameters from an orbax checkpoint, or from a run folder: MAP's weights, or the means of a method that
+    has some."""
     if not (path / runs.MARK).exists():
         return checkpoint.load(path, like)
     kept = reopen(path)
     if kept is None or kept.config.members > 1 or not (path / training.OUTCOME).exists():
         raise UserError(f"--pretrained {path} must be a finished run of one member without chains")
     state = checkpoint.load(path / "state", jax.eval_shape(kept.algorithm.init, jax.random.key(0), like))
-    return state.params if hasattr(state, "params") else state.phi.mean
+    for found in (getattr(state, "phi", None), state):  # VI's are in its phi
+        for name in ("mean", "params"):
+            if jax.tree.structure(getattr(found, name, None)) == jax.tree.structure(like):
+                return getattr(found, name)
+    raise UserError(f"--pretrained {path}: a run of {kept.config.method} has no weights to start from")
 
 
 def _evaluation(experiment, found, algorithm, members):

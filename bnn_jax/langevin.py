@@ -9,10 +9,12 @@ examples of the data, and xi standard normal:
 
 eps is what it is in a leapfrog step: underdamped steps are leapfrogs between which a share alpha of the
 momentum is renewed, overdamped ones those with alpha = 1. Approximated are the steps, whose bias is of order
-eps^2 as nobody rejects them, and the noise of the minibatches, which adds eps^2/4 times the gradient's
-variance to that of xi. (The update usually given kicks by a whole eps g, which leaves 1 - alpha/2 times the
-posterior's variance however small eps is.) A cycle of L steps lowers eps along a cosine from its largest
-value to 0 and begins again; its first part runs without noise (T = 0), to find another mode.
+eps^2 as nobody rejects them, and the noise of the minibatches, which adds eps^2/4 (overdamped) or
+eps^2 (2 - alpha) / (4 alpha) (underdamped) times the gradient's variance to that of xi. (The update usually
+given kicks by a whole eps g, which leaves 1 - alpha/2 times the posterior's variance however small eps is.)
+A cycle of L steps lowers eps^2, to which the usual learning rate is proportional, along a cosine from its
+largest value to 0 and begins again; its first part runs without noise (T = 0), to find another mode. The
+rest must be long enough to fill the posterior again, else a draw is little more than a mode.
 
 Each dynamics is an optax transformation of the gradient of the log joint whose `update` also takes `key`,
 `step_size` and `temperature`. (Welling & Teh, ICML 2011; Li et al., arXiv:1512.07666; Chen et al.,
@@ -117,6 +119,8 @@ def build(
     batch_size: int | None = None,
     cycle: int | None = None,
     explore: float = 0.8,
+    num_warmup: int = 0,
+    thin: int | None = None,
 ) -> Algorithm:
     """Chains of `dynamics`.
 
@@ -126,8 +130,10 @@ def build(
         step_size: eps, in prior widths; with cycles its largest value.
         batch_size: examples of a step, drawn with replacement from the batch that a step is given; None takes
             that whole.
-        cycle: steps of a cycle; None keeps eps. Thin by it, and a draw is the end of a cycle.
+        cycle: steps of a cycle; None keeps eps.
         explore: share of a cycle without noise.
+        num_warmup: steps before the first draw, after which a cycle begins.
+        thin: steps a draw; of cycles a whole number, so that a draw is the end of one.
 
     Raises:
         UserError: a setting out of range.
@@ -139,6 +145,10 @@ def build(
         raise UserError(f"a cycle has at least 2 steps, not {cycle}")
     if not 0 <= explore < 1:
         raise UserError(f"explore must lie in [0, 1), not {explore}")
+    if cycle is not None and thin is not None and thin % cycle:
+        raise UserError(
+            f"a draw is the end of a cycle of {cycle} steps: thin by a multiple of it, not by {thin}"
+        )
 
     def to_params(z: Params) -> Params:
         return jax.tree.map(jnp.multiply, z, scale(z))
@@ -146,8 +156,8 @@ def build(
     def schedule(t):
         if cycle is None:
             return jnp.asarray(step_size, jnp.float32), jnp.ones((), jnp.float32)
-        place = (t % cycle) / cycle
-        return 0.5 * step_size * (1 + jnp.cos(jnp.pi * place)), jnp.where(place < explore, 0.0, 1.0)
+        place = (t - num_warmup) % cycle / cycle
+        return step_size * jnp.cos(jnp.pi / 2 * place), jnp.where(place < explore, 0.0, 1.0)
 
     def init(key: Key, params: Params) -> LangevinState:
         z = jax.tree.map(jnp.divide, params, scale(params))

@@ -83,11 +83,8 @@ def load(run: Path) -> Trained:
     state = checkpoint.load(run / "state", jax.eval_shape(whole.init, jax.random.key(0), stacked))
     draw = predict.sampled(algorithm) if single else predict.members(algorithm, config.members)
     source = (runs.stream(config.seed, "predict"), state)
-    # A method whose draws do not depend on the key has as many as it has members.
-    compiled = jax.jit(draw)  # one program, not one of each operation
-    first, second = (jax.tree.leaves(compiled(source, i * config.members)) for i in (0, 1))
-    same = all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    return Trained(config, model, info, scaling, draw, source, config.members if same else None, over)
+    number = config.members if algorithm.point else None
+    return Trained(config, model, info, scaling, draw, source, number, over)
 
 
 def classify(run: Trained, x: Any, num_draws: int) -> predict.Predictive:

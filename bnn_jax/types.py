@@ -84,6 +84,8 @@ class Algorithm(NamedTuple):
     chain: bool = False
     linearise_at: Callable | None = None  # (state) -> params: draws predict by the network's tangent there
     log_prob: Callable | None = None  # (state, params) -> () nats, the density that `sample` draws from
+    point: bool = False  # whether `sample` gives the same weights under every key
+    whole: bool = False  # whether draws are made of the last steps of a run, which must not stop early
 
 
 class Scaling(NamedTuple):

@@ -79,3 +79,16 @@ def test_the_recipe_is_the_published_one():
             assert config.prior == f"isotropic(std={0.2**0.5:.10f})"
             short = benchmark.configured(label, None, benchmark.Options(quick=True))
             assert (short.limit, short.steps) == (200, 4)
+
+
+def test_the_page_is_written(finished, tmp_path, monkeypatch):
+    """The whole way from the command to its page, with a small run in place of ResNet-20's."""
+    run, probs, labels = finished
+    np.savez(tmp_path / "hmc.npz", probs=probs, labels=labels)
+    monkeypatch.setattr(benchmark.train, "main", lambda config: None)
+    monkeypatch.setattr(benchmark.runs, "slug", lambda label: run.name)
+    options = benchmark.Options(file=tmp_path / "hmc.npz", out=run.parent, quick=True, methods=("MAP",))
+    benchmark.main(options)
+    page = (run.parent / "reference.md").read_text()
+    assert "| MAP | 1 |" in page
+    assert "Seconds: wall time of training on " in page

@@ -261,8 +261,8 @@ def test_regressions_are_compared_by_their_densities():
     at = lambda shape, shift: (shift + 0.3 * rng.normal(size=(*shape, 40)), np.full((*shape, 40), 0.5))
     own = {"map": (np.full((1, 1, 40), 1.0), np.full((1, 1, 40), 0.5)), "vi": at((1, 60), 0.0)}
     own["hmc"] = at((2, 60), 0.2)
-    inner = distances.edges(list(own.values()))
-    probs = {name: distances.features(*parts, y, inner) for name, parts in own.items()}
+    cuts = distances.edges(list(own.values()))
+    probs = {name: distances.features(*parts, y, cuts) for name, parts in own.items()}
     values = {name: mean[..., None] for name, (mean, _) in own.items()}
     settings = dict(rng=rng, replicates=20, measures=distances.REGRESSION)
     blocks = {"map": 1, "vi": 1, "hmc": 2}

@@ -232,6 +232,12 @@ def test_the_history_tells_the_standard_deviation_of_every_layer(tmp_path):
     assert 0 < outcome.history[0]["std_Dense_0_kernel"] < 0.1
 
 
+@pytest.mark.parametrize("method", ["laplace", "swag"])
+def test_methods_that_need_the_whole_run(method):
+    with pytest.raises(UserError, match="leave --patience out"):
+        experiment.build(config(method=method, patience=2, steps=80), images())
+
+
 # --- pretrained ------------------------------------------------------------------------------------------
 
 
@@ -251,7 +257,8 @@ def test_pretrained(tmp_path):
     weights = finish(tmp_path / "map", found).state.params
     means = finish(tmp_path / "vi", found, method="vi", estimator="sampling").state.phi.mean
     checkpoint.save(tmp_path / "plain", weights)
-    for source, want in (("map", weights), ("vi", means), ("plain", weights)):
+    ivon = finish(tmp_path / "ivon", found, method="ivon").state.mean
+    for source, want in (("map", weights), ("vi", means), ("ivon", ivon), ("plain", weights)):
         parts = experiment.build(config(method="vi", pretrained=tmp_path / source), found)
         start = experiment._start(parts, found, 1)
         state = parts.algorithm.init(KEY, jax.tree.map(lambda a: a[0], start))
@@ -267,6 +274,7 @@ def test_pretrained_of_something_else(tmp_path):
     found = images()
     finish(tmp_path / "other", images(side=7))
     finish(tmp_path / "two", found, members=2)
+    finish(tmp_path / "svgd", found, method="svgd(num_particles=2)")
     finish(tmp_path / "part", found)
     (tmp_path / "part" / training.OUTCOME).unlink()
     checkpoint.save(tmp_path / "plain", {"w": np.zeros(3, np.float32)})
@@ -274,6 +282,7 @@ def test_pretrained_of_something_else(tmp_path):
         ("other", "of another network or method"),
         ("two", "must be a finished run of one member without chains"),
         ("part", "must be a finished run"),
+        ("svgd", "has no weights to start from"),
         ("plain", "of another network or method"),
         ("nowhere", "no checkpoint at"),
     ):

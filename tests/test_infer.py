@@ -549,6 +549,17 @@ def test_which_methods_have_a_density():
     assert ensemble.build(offered["vi"], 2).log_prob is None
 
 
+def test_points_are_those_whose_draws_do_not_differ(case):
+    """`trained` predicts with as many draws as there are different ones."""
+    if case.algorithm.chain:
+        return
+    state, _ = loop.fit(
+        jax.random.key(0), case.algorithm, case.params, case.data, num_steps=100, batch_size=10
+    )
+    draws = jax.vmap(case.algorithm.sample, (0, None))(jax.random.split(jax.random.key(1), 50), state)
+    assert bool((draws["kernel"] == draws["kernel"][0]).all()) == case.algorithm.point
+
+
 def test_ensembles(case):
     """Three members: own starts, own keys, the same batch. (The check for reused keys refuses a vmapped
     `cond` between keys, of which NumPyro's NUTS has one.)"""
@@ -560,7 +571,8 @@ def test_ensembles(case):
         params = members.sample(jax.random.key(2), state)
     assert {leaf.shape for leaf in info.values()} == {(3,)}
     assert params["kernel"].shape == (3, *case.params["kernel"].shape)
-    assert members.chain == case.algorithm.chain
+    same = lambda one: (one.chain, one.linearise_at, one.point, one.whole)
+    assert same(members) == same(case.algorithm)
     key_init, key_step = (jax.random.split(jax.random.key(seed), 3)[2] for seed in (0, 1))
     alone = case.algorithm.init(key_init, jax.tree.map(lambda a: a[2], starts))
     _, info_alone = case.algorithm.step(key_step, alone, case.data)

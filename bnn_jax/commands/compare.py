@@ -169,6 +169,7 @@ def build(config: Config, found: Dataset) -> Setup:
         batch_size=config.batch_size,
         num_steps=config.vi_steps,
         num_warmup=config.num_warmup,
+        thin=config.thin,
         trajectory_length=config.trajectory_length,
         max_tree_depth=config.max_tree_depth,
     )

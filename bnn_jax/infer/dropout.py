@@ -69,4 +69,4 @@ def build(
         *new, info = optimizers.ascend(objective, num_data, optimizer, *state)
         return DropoutState(*new), info
 
-    return Algorithm(init, step, sample=lambda key, state: drop(key, state.params))
+    return Algorithm(init, step, sample=lambda key, state: drop(key, state.params), point=rate == 0)

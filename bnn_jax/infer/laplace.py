@@ -175,4 +175,4 @@ def build(
     centre = (lambda state: state.params) if predictive == "linearised" else None
     # Of "last_layer" the other weights do not vary: there is no density over all.
     density = None if form == "last_layer" else log_prob
-    return Algorithm(init, step, sample, linearise_at=centre, log_prob=density)
+    return Algorithm(init, step, sample, linearise_at=centre, log_prob=density, whole=True)

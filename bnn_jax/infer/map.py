@@ -36,4 +36,4 @@ def build(log_joint: Callable, num_data: int, optimizer: optax.GradientTransform
         *new, info = optimizers.ascend(objective, num_data, optimizer, *state)
         return MapState(*new), info
 
-    return Algorithm(init, step, sample=lambda key, state: state.params)
+    return Algorithm(init, step, sample=lambda key, state: state.params, point=True)

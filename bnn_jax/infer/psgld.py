@@ -19,6 +19,7 @@ def build(
     step_size: float = 0.01,
     cycle: int | None = None,
     explore: float = 0.8,
+    thin: int | None = None,
 ) -> Algorithm:
     """pSGLD; arguments and errors as of `langevin.build`.
 
@@ -27,5 +28,13 @@ def build(
         num_warmup: steps in which P is learned; drop them.
     """
     return langevin.build(
-        langevin.preconditioned(num_warmup), log_joint, scale, step_size, batch_size, cycle, explore
+        langevin.preconditioned(num_warmup),
+        log_joint,
+        scale,
+        step_size,
+        batch_size,
+        cycle,
+        explore,
+        num_warmup,
+        thin,
     )

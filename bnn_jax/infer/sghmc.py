@@ -19,6 +19,8 @@ def build(
     friction: float = 0.1,
     cycle: int | None = None,
     explore: float = 0.8,
+    num_warmup: int = 0,
+    thin: int | None = None,
 ) -> Algorithm:
     """SGHMC; arguments and errors as of `langevin.build`.
 
@@ -27,5 +29,13 @@ def build(
         friction: alpha, the share of the momentum that is renewed in a step.
     """
     return langevin.build(
-        langevin.underdamped(friction), log_joint, scale, step_size, batch_size, cycle, explore
+        langevin.underdamped(friction),
+        log_joint,
+        scale,
+        step_size,
+        batch_size,
+        cycle,
+        explore,
+        num_warmup,
+        thin,
     )

@@ -18,10 +18,14 @@ def build(
     step_size: float = 0.01,
     cycle: int | None = None,
     explore: float = 0.8,
+    num_warmup: int = 0,
+    thin: int | None = None,
 ) -> Algorithm:
     """SGLD; arguments and errors as of `langevin.build`.
 
     Args:
         step_size: eps, in prior widths.
     """
-    return langevin.build(langevin.overdamped(), log_joint, scale, step_size, batch_size, cycle, explore)
+    return langevin.build(
+        langevin.overdamped(), log_joint, scale, step_size, batch_size, cycle, explore, num_warmup, thin
+    )

@@ -100,4 +100,4 @@ def build(
             draw = jax.tree.map(lambda w, d: w + jnp.tensordot(weights, d, 1), draw, state.deviations)
         return jax.tree.map(lambda w, now: jnp.where(state.taken > 0, w, now), draw, state.params)
 
-    return Algorithm(init, step, sample)
+    return Algorithm(init, step, sample, whole=True)

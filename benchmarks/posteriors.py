@@ -54,6 +54,7 @@ PAGE = ROOT / "docs" / "posteriors.md"
 SEEDS = (0, 1)
 DRAWS = 200  # of a method whose last state is a distribution
 PARTICLES = 10  # of SVGD
+LARGEST_K = 99.0  # what is told of a k-hat
 _CHAIN = dict(num_chains=2, block_size=20)
 _NOISY = dict(num_warmup=400, num_draws=200, thin=20, **_CHAIN)  # minibatches
 METHODS: dict[str, dict[str, Any]] = {
@@ -239,7 +240,7 @@ def judged(target: reference.Reference, place: Path, found: Any, label: str, see
 
 
 def importance(place: Path, run: trained.Trained, found: Any) -> dict[str, float]:
-    """`k_hat` of a method whose draws have a density; nothing of others."""
+    """`k_hat` of a method whose draws have a density, an infinite one as `LARGEST_K`; nothing of others."""
     kept = experiment.reopen(place)
     if kept.algorithm.log_prob is None:
         return {}
@@ -254,8 +255,7 @@ def importance(place: Path, run: trained.Trained, found: Any) -> dict[str, float
         return target(params, batch) - kept.algorithm.log_prob(state, params)
 
     ratios = np.asarray(jax.jit(lambda i: jax.lax.map(log_ratio, i))(jnp.arange(DRAWS)))
-    shape = psis.smooth(ratios).k
-    return {"k_hat": shape if np.isfinite(shape) else None}
+    return {"k_hat": float(np.clip(psis.smooth(ratios).k, -LARGEST_K, LARGEST_K))}
 
 
 def passes(place: Path, config: Config, found: Any) -> float:
@@ -387,12 +387,17 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
 
 def summary(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:
     """Mean over seeds and half width, None where no row has the key."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    if not values:
+    found = [(row[key], row.get(f"{key}_interval", (row[key],))) for row in rows if row.get(key) is not None]
+    if not found:
         return None
-    ends = [row[f"{key}_interval"] for row in rows if f"{key}_interval" in row]
-    halves = [max(high - row[key], row[key] - low) for (low, high), row in zip(ends, rows, strict=False)]
+    values = [value for value, _ in found]
+    halves = [abs(end - value) for value, ends in found for end in ends]
     return float(np.mean(values)), max([*halves, (max(values) - min(values)) / 2])
+
+
+def noted(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why seeds have no score."""
+    return [f"seed {row['seed']}: {row['note']}" for row in rows if "note" in row]
 
 
 def table(rows: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> list[str]:
@@ -400,7 +405,7 @@ def table(rows: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> list[str
     keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
     by_method = grouped(rows)
     methods = {label: {key: summary(group, key) for key in keys} for label, group in by_method.items()}
-    notes = {label: group[0].get("note", "") for label, group in by_method.items()}
+    notes = {label: "; ".join(noted(group)) for label, group in by_method.items()}
     distance = lambda label: (methods[label].get("total_variation") or (np.inf,))[0]
     lines = [["method", *(TITLES[key] for key in keys)]]
     for label in sorted(methods, key=distance):

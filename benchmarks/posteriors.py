@@ -33,6 +33,7 @@ from bnn_jax import (
     experiment,
     models,
     objectives,
+    parts,
     predict,
     psis,
     reference,
@@ -203,7 +204,7 @@ def configured(target: reference.Reference, label: str, seed: int, quick: bool) 
 
 def plain(label: str) -> str:
     """The file in `bnn_jax/infer` of a method."""
-    return METHODS[label]["method"].partition("(")[0]
+    return parts.plain(METHODS[label]["method"])
 
 
 def content_name(label: str, config: Config) -> str:
@@ -263,7 +264,7 @@ def passes(place: Path, config: Config, found: Any) -> float:
     leapfrogs of its draws."""
     count = len(found.x_train)
     outputs = found.num_classes or 1 + (config.noise in models.NOISES)
-    name = config.method.partition("(")[0]
+    name = parts.plain(config.method)
     share = config.batch_size / count
     climbed = settings.num_steps(config, count) * share
     kept = experiment.reopen(place)

@@ -54,6 +54,11 @@ def find(kind: str, name: str) -> Callable:
     return functools.partial(build, **arguments) if arguments else build
 
 
+def plain(name: str) -> str:
+    """A part's name without the arguments that it sets."""
+    return name.partition("(")[0].strip()
+
+
 def call(build: Callable, offered: Mapping[str, Any]) -> Any:
     """`build`, given those of the offered arguments that its signature names and that are not set yet.
 

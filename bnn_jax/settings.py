@@ -54,7 +54,7 @@ class Config(augment.Augmentation, data.Options):
     focal_gamma: float = 2.0  # exponent of the focal loss
     crop_stride: int | None = None  # predict by averaging over crops so many pixels apart; default the centre
     tensorboard: bool = False  # also write the history for TensorBoard (pip install tensorboardX)
-    num_chains: int = 2  # of hmc and nuts, each starting at a MAP solution of its own
+    num_chains: int = 2  # of a method that has chains, each starting at a MAP solution of its own
     num_warmup: int = 60  # steps that adapt the step size, a multiple of block_size
     num_draws: int = 160  # draws a chain, a multiple of block_size
     thin: int = 1  # steps a draw

@@ -12,7 +12,7 @@ import pytest
 import tyro
 from problems import load_script
 
-from bnn_jax import distances
+from bnn_jax import distances, runs
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -294,6 +294,12 @@ def test_exit_codes_and_other_settings_are_refused(finished, tmp_path):
     assert (out / "run.json").read_bytes() == before
     assert run("--no-such-option").returncode == 2
     assert run("--help").returncode == 0
+
+
+def test_chains_without_a_reference_are_no_failure(tmp_path):
+    done = run("--out", tmp_path / "out", *TINY, "--methods", "map", "sgld")
+    assert done.returncode == 0, done.stderr
+    assert runs.read_json(tmp_path / "out" / "results.json")["reference"] is None
 
 
 def test_damaged_draws_are_named(finished, tmp_path):

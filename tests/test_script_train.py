@@ -317,3 +317,12 @@ def test_changed_data_are_refused(change, finished, train, monkeypatch, tmp_path
     assert "\n" not in str(error.value)
     if change == "sizes":
         assert "[40, 16, 8] then, [40, 15, 8] now" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "devices"),
+    [("vi", 1), ("laplace(form='diagonal')", 1), ("hmc(step_size=0.1)", 3), ("sgld", 3), ("mclmc", 3)],
+)
+def test_every_chain_has_a_device(method, devices):
+    config = train_command.Config(method=method, num_chains=3)
+    assert train_command.cpu_devices(config) == devices

@@ -33,6 +33,7 @@ from bnn_jax import (
     loop,
     models,
     optimizers,
+    parts,
     predict,
     runs,
     training,
@@ -115,7 +116,8 @@ def main(config: Config) -> int:
     comparison.write(out, results, evidence)
     console.print(tables.console(results))
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
-    return 1 if inference and results["reference"] is None else 0
+    wanted = any(parts.plain(name) in REFERENCES for name in config.methods)
+    return 1 if wanted and results["reference"] is None else 0
 
 
 def settle(config: Config) -> tuple[Config, Path]:
@@ -265,7 +267,7 @@ def judge(
             predicted[name] = jax.tree.map(lambda a, s=sound: a[s], given)
             weights[name] = jax.tree.map(lambda a, s=sound: a[s], fit.draws)
 
-    reference = next((name for name in predicted if _plain(name) in REFERENCES), None)
+    reference = next((name for name in predicted if parts.plain(name) in REFERENCES), None)
     given = compare.prepare(*in_own_unit(found, predicted), found.num_classes > 0)
     settings = dict(
         rng=np.random.default_rng(config.seed), replicates=config.num_bootstrap, measures=given.measures
@@ -358,8 +360,3 @@ def in_own_unit(
         return predicted, found.y_test
     own = {name: data.in_own_unit(found.scaling, *parts) for name, parts in predicted.items()}
     return own, data.targets_in_own_unit(found.scaling, found.y_test)
-
-
-def _plain(name):
-    """A method's name without the arguments that it sets."""
-    return name.partition("(")[0]

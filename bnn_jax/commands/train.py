@@ -10,6 +10,7 @@ weights and history. Then: scripts/evaluate.py RUN, scripts/predict.py RUN IMAGE
 """
 
 import contextlib
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,18 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from bnn_jax import data, experiment, inspection, processes, runs, settings, sharding, splits, training
+from bnn_jax import (
+    data,
+    experiment,
+    inspection,
+    parts,
+    processes,
+    runs,
+    settings,
+    sharding,
+    splits,
+    training,
+)
 from bnn_jax.report import dataset
 from bnn_jax.report.progress import track
 from bnn_jax.settings import Config
@@ -115,5 +127,6 @@ def logger(config, run):
 
 
 def cpu_devices(config: Config) -> int:
-    """As many devices as chains, so that they run side by side."""
-    return config.num_chains if config.method in ("hmc", "nuts") else 1
+    """As many devices as chains, so that they run side by side: a method with a warm-up has chains."""
+    warmed = "num_warmup" in inspect.signature(parts.find("method", config.method)).parameters
+    return config.num_chains if warmed else 1

@@ -7,7 +7,6 @@ checks names, shapes and checksums (zip's CRC) and never unpickles.
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +64,9 @@ def load(folder: Path, like: Params, num_blocks: int) -> tuple[Params, dict[str,
     return draws, {n.removeprefix(TRACE): a for n, a in joined.items() if n.startswith(TRACE)}
 
 
-def pool(draws: Params, chains: Any = slice(None)) -> Params:
-    """Leaves (C, D, ...) of the chosen chains as one row of draws, leaves (C * D, ...)."""
-    return jax.tree.map(lambda a: jnp.asarray(a[chains].reshape(-1, *a.shape[2:])), draws)
+def pool(draws: Params) -> Params:
+    """Leaves (C, D, ...) of chains as one row of draws, leaves (C * D, ...)."""
+    return jax.tree.map(lambda a: jnp.asarray(a.reshape(-1, *a.shape[2:])), draws)
 
 
 def flatten(draws: Params) -> np.ndarray:

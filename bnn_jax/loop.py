@@ -74,8 +74,13 @@ def fit(
 
 def start(key: Key, algorithm: Algorithm, params: Params) -> Any:
     """The state before step 0 of the run with `key`: a copy, so that the caller keeps `params`."""
-    state = algorithm.init(jax.random.split(key, 3)[0], params)
-    return jax.tree.map(lambda a: jnp.array(a, copy=True), state)
+
+    @jax.jit  # one program, not one of each operation
+    def init(key, params):
+        state = algorithm.init(jax.random.split(key, 3)[0], params)
+        return jax.tree.map(lambda a: jnp.array(a, copy=True), state)
+
+    return init(key, params)
 
 
 def chunks(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax import (
@@ -71,7 +72,8 @@ def load(run: Path) -> Trained:
         number = int(sound.sum()) * config.num_draws
         # Mixed, so that the first few draws come from every chain and from all of its length.
         mixed = np.random.default_rng(config.seed).permutation(number)
-        pooled = jax.tree.map(lambda a: a[mixed], draws.pool(found, sound))
+        rows = jax.tree.map(lambda a: a[sound].reshape(-1, *a.shape[2:])[mixed], found)
+        pooled = jax.tree.map(jnp.asarray, rows)
         chains = np.argsort(mixed).reshape(-1, config.num_draws)
         return Trained(config, model, info, scaling, predict.stacked, pooled, number, over, chains)
     if not (run / training.OUTCOME).exists():

@@ -185,8 +185,9 @@ def build(config: Config, found: Dataset) -> Setup:
     }
     keys = jax.random.split(runs.stream(config.seed, "init"), config.num_chains)
     starts = jax.vmap(lambda key: models.init(key, model, found.x_train))(keys)
+    one = jax.eval_shape(lambda starts: jax.tree.map(lambda a: a[0], starts), starts)
     for method in methods.values():  # a network that is too large for a method is refused here
-        jax.eval_shape(method.init, keys[0], jax.tree.map(lambda a: a[0], starts))
+        jax.eval_shape(method.init, keys[0], one)
     return Setup(model, starts, methods)
 
 

@@ -194,7 +194,6 @@ def adjusted(
             "num_steps": info.num_integration_steps,
             "diverging": info.is_divergent,
             "log_joint": end.logdensity,
-            "energy_change": info.energy + value,
         }
 
     return Algorithm(init, step, sample=lambda key, state: _weights(state.z, scale), chain=True)

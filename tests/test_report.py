@@ -317,6 +317,16 @@ def figures():
     }
 
 
+def test_the_reliability_plot_has_the_bins_of_the_calibration_error():
+    """A confidence on an edge of two bins belongs to the lower one."""
+    probs, y = np.array([[0.8, 0.2], [0.8, 0.2], [0.7, 0.3], [0.9, 0.1]]), np.array([0, 1, 0, 0])
+    top, bottom = plots.reliability({"map": probs}, y, num_bins=5).axes[:2]
+    (points,) = top.collections
+    np.testing.assert_allclose(points.get_offsets(), [[(0.8 + 0.8 + 0.7) / 3, 2 / 3], [0.9, 1.0]])
+    (stairs,) = bottom.patches
+    np.testing.assert_array_equal(stairs.get_data().values, [0, 0, 0, 3, 1])
+
+
 @pytest.mark.parametrize("name", figures())
 def test_plot_draws_with_labels(name):
     figure = figures()[name]()

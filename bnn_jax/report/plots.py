@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bnn_jax import style
+from bnn_jax import metrics, style
 
 
 @style.styled
@@ -80,19 +80,16 @@ def reliability(probs: Mapping[str, np.ndarray], labels: np.ndarray, num_bins: i
     Args:
       probs: method name to (T, K) predicted probabilities.
       labels: (T,) true classes.
-      num_bins: bins of equal width; an empty one has no marker.
+      num_bins: bins of equal width, those of the calibration error; an empty one has no marker.
     """
     figure = style.canvas(8.2, 6.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     top.plot([0, 1], [0, 1], color=style.GREY, ls="--", lw=1, label="calibrated")
     edges = np.linspace(0, 1, num_bins + 1)
     for name, p in probs.items():
-        confidence, right = p.max(1), p.argmax(1) == labels
-        index = np.clip(np.digitize(confidence, edges) - 1, 0, num_bins - 1)
-        count = np.bincount(index, minlength=num_bins)
+        x, y, count = metrics.reliability(p, labels, num_bins)
         used = count > 0
-        x = np.bincount(index, confidence, num_bins)[used] / count[used]
-        y = np.bincount(index, right, num_bins)[used] / count[used]
+        x, y = x[used], y[used]
         look = dict(color=style.colour(name), marker=style.marker(name))
         size = np.clip(300 * count[used] / len(labels), 14, 130)
         top.plot(x, y, lw=1.3, alpha=0.6, color=style.colour(name))

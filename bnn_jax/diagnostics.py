@@ -202,27 +202,29 @@ def _quantile(values: np.ndarray, q: float) -> float | None:
 
 
 def function_summary(values) -> dict[str, float | None]:
-    """R-hat (median, and what 5 % exceed) and bulk ESS (least, median; in draws) of function values.
+    """R-hat (median, and what 5 % exceed), bulk ESS (least, median) and tail ESS (least) of function values,
+    ESS in draws.
 
     values (C, D, ...), D >= 4; None where nothing is defined. Raises `UserError` as `rhat`.
     """
-    return _summarised(rhat(values), ess_bulk(values))
+    return _summarised(rhat(values), ess_bulk(values), ess_tail(values))
 
 
-def _summarised(rhat_function, ess_function):
+def _summarised(rhat_function, ess_function, ess_tail_function):
     return {
         "rhat_function_median": _quantile(rhat_function, 0.5),
         "rhat_function_q95": _quantile(rhat_function, 0.95),
         "ess_function_min": _quantile(ess_function, 0.0),
         "ess_function_median": _quantile(ess_function, 0.5),
+        "ess_tail_function_min": _quantile(ess_tail_function, 0.0),
     }
 
 
 def summary(draws, predicted, trace: dict, thin: int | None = None) -> dict:
     """The convergence report of a run of chains, ready for JSON.
 
-    R-hat, ESS (bulk, in draws over these chains) and acceptance are those of the chains whose status is
-    "ok", None if there is no such chain; weights and function values that are constant
+    R-hat, ESS (bulk where nothing else is said, in draws over these chains) and acceptance are those of the
+    chains whose status is "ok", None if there is no such chain; weights and function values that are constant
     (clipped at `TINY`) are left out of the quantiles. The lists have an entry for every chain.
 
     Args:
@@ -234,11 +236,11 @@ def summary(draws, predicted, trace: dict, thin: int | None = None) -> dict:
 
     Returns:
         rhat_function_median, rhat_function_q95, rhat_weight_median, rhat_weight_q95, ess_function_min,
-        ess_function_median, ess_weight_median: float or None; step_size (last), moved, status: lists, one
-        entry a chain; a chain whose predictions are not finite has the status "nan" too. Of samplers with
-        trajectories also acceptance: float or None; divergences: int, of all chains; num_steps (mean): list.
-        Where the trace has `energy` also ebfmi: list, with None where it is not defined; None unless `thin`
-        is 1.
+        ess_function_median, ess_tail_function_min, ess_weight_median, ess_tail_weight_median: float or None;
+        step_size (last), moved, status: lists, one entry a chain; a chain whose predictions are not finite
+        has the status "nan" too. Of samplers with trajectories also acceptance: float or None; divergences:
+        int, of all chains; num_steps (mean): list. Where the trace has `energy` also ebfmi: list, with None
+        where it is not defined; None unless `thin` is 1.
 
     Raises `UserError` as `rhat`, `function_values` and `chain_status` do.
     """
@@ -252,17 +254,20 @@ def summary(draws, predicted, trace: dict, thin: int | None = None) -> dict:
     finite = np.isfinite(predicted).all(axis=rest)  # finite weights may still overflow a network
     status = np.where(finite, chain_status(draws, trace), "nan").tolist()
     kept = np.equal(status, "ok")
-    rhat_function = rhat_weight = ess_function = ess_weight = np.array([])  # no chain left
+    rhat_function = rhat_weight = np.array([])  # no chain left
+    ess_function = ess_weight = tail_function = tail_weight = np.array([])
     if kept.any():
         values, weights = predicted[kept], draws[kept]
         values = function_values(values) if values.ndim == 4 else values
         rhat_function, rhat_weight = rhat(values), rhat(weights)
         ess_function, ess_weight = ess_bulk(values), ess_bulk(weights)
+        tail_function, tail_weight = ess_tail(values), ess_tail(weights)
     found = {
-        **_summarised(rhat_function, ess_function),
+        **_summarised(rhat_function, ess_function, tail_function),
         "rhat_weight_median": _quantile(rhat_weight, 0.5),
         "rhat_weight_q95": _quantile(rhat_weight, 0.95),
         "ess_weight_median": _quantile(ess_weight, 0.5),
+        "ess_tail_weight_median": _quantile(tail_weight, 0.5),
         "step_size": [_number(size) for size in np.asarray(trace["step_size"])[:, -1]],
         "moved": moved(draws).tolist(),
         "status": status,

@@ -266,7 +266,8 @@ def test_wrong_traces_and_shapes():
 
 NUMBERS = [
     *("rhat_function_median", "rhat_function_q95", "rhat_weight_median", "rhat_weight_q95"),
-    *("ess_function_min", "ess_function_median", "ess_weight_median", "acceptance"),
+    *("ess_function_min", "ess_function_median", "ess_tail_function_min"),
+    *("ess_weight_median", "ess_tail_weight_median", "acceptance"),
 ]
 
 
@@ -279,6 +280,8 @@ def test_summary_of_healthy_chains():
     assert report["rhat_function_q95"] == np.quantile(diagnostics.rhat(values), 0.95) < 1.05
     assert report["rhat_weight_median"] == np.median(diagnostics.rhat(draws))
     assert report["ess_function_min"] == diagnostics.ess_bulk(values).min()
+    assert report["ess_tail_function_min"] == diagnostics.ess_tail(values).min()
+    assert report["ess_tail_weight_median"] == np.median(diagnostics.ess_tail(draws))
     assert report["ess_weight_median"] == pytest.approx(1000, rel=0.2)
     assert report["acceptance"] == pytest.approx(trace["accept_prob"].mean())
     assert report["step_size"] == pytest.approx([0.1] * 4)

@@ -179,6 +179,7 @@ def _convergence(results):
         "rhat_function_q95": "95 % below {}",
         "rhat_weight_median": "R-hat of weights: median {}",
         "ess_function_min": "smallest effective sample size of function values {}",
+        "ess_tail_function_min": "of their tails {}",
         "acceptance": "acceptance {}",
         "divergences": "divergences {}",
     }

@@ -34,7 +34,6 @@ from bnn_jax import (
     models,
     objectives,
     parts,
-    predict,
     psis,
     reference,
     runs,
@@ -222,9 +221,8 @@ def judged(target: reference.Reference, place: Path, found: Any, label: str, see
         run = trained.load(place)
     except UserError as error:  # no sound chain: that is the result
         return row | {"note": str(error).partition(": ")[2]}
-    number = run.num_draws or DRAWS
-    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
-    mean, noise = mixture(run.source, found.x_test, number)
+    mean, noise = trained.each(run, found.x_test, run.num_draws or DRAWS)
+    number = len(mean)
     if not found.num_classes:
         mean, noise = data.in_own_unit(found.scaling, mean, noise)
     block = 1

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bnn_jax import cli, compare, data, distances, experiment, metrics, predict, runs, trained, training
+from bnn_jax import cli, compare, data, distances, experiment, metrics, runs, trained, training
 from bnn_jax.commands import train
 from bnn_jax.report import study_page
 from bnn_jax.settings import Config
@@ -155,9 +155,7 @@ def score(
     probs, labels = probs[:points], labels[:points]
     # Scaled by the training part of the run, which may be a part of all images.
     x = trained.inputs(found, parts.x_test[:points] * parts.scaling.scale + parts.scaling.shift)
-    number = min(NUM_DRAWS, found.num_draws or NUM_DRAWS)
-    mixture = predict.build_mixture(found.model.apply, found.model.likelihood, found.draw, over=found.over)
-    mean, _ = mixture(found.source, x, number)
+    mean, _ = trained.each(found, x, NUM_DRAWS)
     given = {"method": mean[None], "hmc": probs[None, None]}
     block = {"method": 1, "hmc": 1}
     rows = compare.summarise(given, labels, "hmc", rng=np.random.default_rng(0), replicates=100, block=block)[
@@ -166,7 +164,7 @@ def score(
     kept = {key: rows[key] for key in rows if not key.startswith("w2")}  # of a mean there is no spread
     own = {name: f(probs, labels) for name, f in distances.CLASSIFICATION.scores.items()}
     told = {
-        "num_draws": number,
+        "num_draws": len(mean),
         "seconds": training.seconds(run),
         "environment": runs.environment(),
         "published": own,

@@ -89,24 +89,34 @@ def load(run: Path) -> Trained:
     return Trained(config, model, info, scaling, draw, source, number, over)
 
 
+def count(run: Trained, wanted: int) -> int:
+    """How many draws to take: those wanted or all that there are, and each member as often as the others."""
+    members = run.config.members
+    return -(-min(wanted, run.num_draws or wanted) // members) * members
+
+
 def classify(run: Trained, x: Any, num_draws: int) -> predict.Predictive:
-    """What the mean of `num_draws` draws, or of all that there are, predicts; its spread and entropies."""
+    """What the mean of `count` draws predicts; its spread and entropies."""
     predictive = predict.build(run.model.apply, run.model.likelihood, run.draw, over=run.over)
-    return predictive(run.source, x, min(num_draws, run.num_draws or num_draws))
+    return predictive(run.source, x, count(run, num_draws))
+
+
+def each(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each of `count` draws predicts: probabilities (D, T, K) and entropies, or means and variances
+    (D, T) of a regression as the network gives them; see `predict.build_mixture`."""
+    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
+    return mixture(run.source, x, count(run, num_draws))
 
 
 def regress(run: Trained, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (D, T) of what each draw predicts, in the unit of the target."""
-    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
-    means, variances = mixture(run.source, x, min(num_draws, run.num_draws or num_draws))
-    return data.in_own_unit(run.scaling, means, variances)
+    return data.in_own_unit(run.scaling, *each(run, x, num_draws))
 
 
 def by_chain(run: Trained, x: Any) -> np.ndarray:
     """What each draw of each sound chain predicts, in the order of drawing: function values (C, D, T, ...),
     centred log probabilities of classes or means of a regression."""
-    predictions = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
-    values, _ = predictions(run.source, x, run.num_draws)
+    values, _ = each(run, x, run.num_draws)
     of_chains = values[run.chains]
     return diagnostics.function_values(of_chains) if values.ndim == 3 else of_chains
 

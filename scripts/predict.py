@@ -39,7 +39,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from bnn_jax import cli, data, experiment, metrics, pixels, predict, runs, settings, style, trained
+from bnn_jax import cli, data, experiment, metrics, pixels, runs, settings, style, trained
 from bnn_jax.report import prediction
 from bnn_jax.types import UserError
 
@@ -205,10 +205,7 @@ def ask(
     run: trained.Trained, images: Images, num_draws: int, rule: Rule, labels: Iterable[int | None]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """(D, n, K) probabilities of every draw, and the records without their figures."""
-    num_draws = min(num_draws, run.num_draws or num_draws)
-    x = trained.inputs(run, data.to_float(images.x))
-    mixture = predict.build_mixture(run.model.apply, run.model.likelihood, run.draw, over=run.over)
-    probs, noise = mixture(run.source, x, num_draws)
+    probs, noise = trained.each(run, trained.inputs(run, data.to_float(images.x)), num_draws)
     mean, std = probs.mean(0, dtype=np.float64), probs.std(0, dtype=np.float64)
     # As `predict.build`, which a mean over crops makes more than `metrics.uncertainty`.
     aleatoric = noise.mean(0, dtype=np.float64)
@@ -226,7 +223,7 @@ def ask(
                 "class_names": known,
                 "probs": mean[i].tolist(),
                 "probs_std": std[i].tolist(),
-                "num_draws": num_draws,
+                "num_draws": len(probs),
                 "total": float(total[i]),
                 "aleatoric": float(aleatoric[i]),
                 "epistemic": float(total[i] - aleatoric[i]),

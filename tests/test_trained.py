@@ -167,6 +167,15 @@ def test_chains(tmp_path):
         trained.load(tmp_path)
 
 
+def test_each_member_is_drawn_as_often_as_the_others(tmp_path):
+    finish(tmp_path / "vi", method="vi", members=3)
+    finish(tmp_path / "map", method="map", members=3)
+    several, points = trained.load(tmp_path / "vi"), trained.load(tmp_path / "map")
+    assert [trained.count(several, n) for n in (1, 3, 100)] == [3, 3, 102]
+    assert [trained.count(points, n) for n in (1, 3, 100)] == [3, 3, 3]
+    assert trained.each(several, FOUND.x_test, 4)[0].shape[0] == 6
+
+
 def test_what_is_no_finished_run(tmp_path):
     finish(tmp_path / "run")
     (tmp_path / "run" / training.OUTCOME).rename(tmp_path / "kept")

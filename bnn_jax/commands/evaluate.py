@@ -70,8 +70,7 @@ def main(config: Config, found: Dataset | None = None) -> None:
     if data.fingerprint(found) != run.data["fingerprint"]:
         raise UserError(f"the data are not those that {config.run} was trained on; bring them back")
     check(config, run, found)
-    num_draws = min(config.num_draws, run.num_draws or config.num_draws)
-    num_draws = -(-num_draws // options.members) * options.members  # each member as often as the others
+    num_draws = trained.count(run, config.num_draws)
     judge = classification if found.num_classes else regression
     results, evidence = judge(config, run, found, num_draws, console)
     if run.chains is not None:

@@ -100,8 +100,8 @@ def score(
         replicates: of the bootstrap behind the intervals.
 
     Returns:
-        what `compare.summarise` tells of a method; `floor`: the same distances between HMC's chains; and
-        `in_floors`: the total variation in units of the floor's.
+        what `compare.summarise` tells of a method; `hmc`: the scores of HMC itself; `floor`: the same
+        distances between its chains; and `in_floors`: the total variation in units of the floor's.
 
     Raises:
         UserError: predictions of another shape.

@@ -122,13 +122,19 @@ def test_fit_zero_steps():
 
 
 def test_fit_of_an_ensemble_averages_the_history():
-    log_joint = PROBLEM.log_joint()
-    algorithm = ensemble.build(map_infer.build(log_joint, N, optax.adam(0.02)), 3)
+    """Members see the same minibatches, so that each alone gives what the mean is of."""
+    algorithm = map_infer.build(PROBLEM.log_joint(), N, optax.adam(0.02))
     starts = jax.tree.map(lambda a: jnp.stack([a, a + 1, a - 1]), START)
-    settings = dict(num_steps=4, batch_size=7, chunk_size=2)
-    state, history = loop.fit(jax.random.key(0), algorithm, starts, PROBLEM.batch, **settings)
-    assert state.params["kernel"].shape == (3, 3, 1)
-    assert history["log_joint"].shape == (2,)
+    run = lambda algorithm, start: loop.fit(
+        jax.random.key(0), algorithm, start, PROBLEM.batch, num_steps=4, batch_size=7, chunk_size=2
+    )
+    state, history = run(ensemble.build(algorithm, 3), starts)
+    alone = [run(algorithm, jax.tree.map(lambda a, i=i: a[i], starts)) for i in range(3)]
+    np.testing.assert_allclose(state.params["kernel"], [s.params["kernel"] for s, _ in alone], rtol=1e-5)
+    apart = np.stack([h["log_joint"] for _, h in alone])
+    assert apart.shape == (3, 2)
+    assert (np.ptp(apart, axis=0) > 1).all()
+    np.testing.assert_allclose(history["log_joint"], apart.mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, N + 1])

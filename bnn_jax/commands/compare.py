@@ -51,7 +51,7 @@ class Config(data.Options):
     methods: tuple[str, ...] = ("map", "vi", "hmc")  # methods, by name (bnn_jax/infer)
     prior: str = "fan_in"  # prior, by name (bnn_jax/priors)
     temperature: float = 1.0  # of the posterior; below 1 a cold one
-    noise: str = "learned"  # of a regression: learned (one level) or input (a second output of the network)
+    noise: str = "learned"  # of a regression: learned (one level), input (a second output) or its known value
     seed: int = 0  # of the split, the starts and all random numbers
     out: Path | None = None  # run folder; default runs/compare-DATASET-NET-seedSEED
     quick: bool = False  # short settings that show everything and prove nothing

@@ -127,7 +127,8 @@ def temperature(probs, labels) -> float:
     limit = np.log(20.0)
     nll = lambda log_t: metrics.nll(scale(probs, np.exp(log_t)), labels)
     found = minimize_scalar(nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-7})
-    return float(np.exp(found.x))
+    # Where predictions are right and sure the NLL is 0 on a whole range.
+    return float(np.exp(-limit if nll(-limit) <= found.fun else found.x))
 
 
 def scale(probs, temperature: float) -> np.ndarray:

@@ -34,11 +34,14 @@ MAX_RHAT, MIN_ESS = 1.05, 100  # a weight mixes within these: rank-normalised sp
 
 
 def weight_moments(draws) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every weight, draws (D, P) -> two (P,); one draw has deviation 0."""
+    """Mean and standard deviation of every weight, draws (D, P) -> two (P,): the square root of the unbiased
+    variance, 0 of one draw."""
     draws = np.asarray(draws)
     if draws.ndim != 2 or draws.size == 0:
         raise UserError(f"draws need shape (D, P) and no empty axis, got {draws.shape}")
-    return draws.mean(axis=0, dtype=np.float64), draws.std(axis=0, dtype=np.float64)
+    return draws.mean(axis=0, dtype=np.float64), draws.std(
+        axis=0, dtype=np.float64, ddof=min(1, len(draws) - 1)
+    )
 
 
 def std_ratio(draws, reference) -> np.ndarray:

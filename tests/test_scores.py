@@ -214,6 +214,7 @@ def test_scaling_by_hand_and_its_limits():
     np.testing.assert_allclose(scores.scale(probs, 0.5), binary([0.04 / 0.68, 0.5]))
     np.testing.assert_allclose(scores.scale([[1.0, 0.0]], 2.0), [[1, 0]], atol=1e-18)  # no nan from log 0
     assert scores.temperature(binary([0.2, 0.9]), [0, 1]) == pytest.approx(1 / 20, rel=1e-3)  # all right
+    assert scores.temperature(binary([0.0, 1.0]), [0, 1]) == pytest.approx(1 / 20, rel=1e-3)  # and sure
 
 
 # referral

@@ -28,7 +28,7 @@ def blocks(request, monkeypatch):
 def test_weight_moments_and_std_ratio_by_hand():
     mean, std = weight_space.weight_moments(np.array([[1.0, 0.0], [3.0, 0.0]], np.float32))
     np.testing.assert_array_equal(mean, [2.0, 0.0])
-    np.testing.assert_array_equal(std, [1.0, 0.0])
+    np.testing.assert_array_equal(std, [np.sqrt(2.0), 0.0])
     np.testing.assert_array_equal(weight_space.weight_moments([[5.0, 6.0]])[1], 0)
     ratio = weight_space.std_ratio([[0.0, 0.0], [1.0, 1.0]], [[1.0, 2.0], [5.0, 2.0]])
     np.testing.assert_array_equal(ratio, [0.25, np.nan])
@@ -156,22 +156,22 @@ def test_by_layer(blocks):
     rng = np.random.default_rng(12)
     w = rng.standard_normal((40, 2, 2))
     w = (w - w.mean(axis=0)) / w.std(axis=0) * [[0.5, 0.5], [2.0, 2.0]]
-    steps = np.array([[1.0, 1.0], [2.0, 2.0]]) * w.std(axis=0)
+    unit = w.std(axis=0, ddof=1)
+    steps = np.array([[1.0, 1.0], [2.0, 2.0]]) * unit
     still = np.tile([3.0, 0.0], (40, 1)) + [0.0, 1.0] * rng.standard_normal((40, 1))
     reference = {"a": {"kernel": w}, "b": still, "c": np.ones(40)}
     draws = {"a": {"kernel": 2 * w + steps}, "b": still + 0.5, "c": np.ones(40) + 2}
     found = weight_space.by_layer(draws, reference)
-    std = w.std(axis=0)
-    squares = steps**2 + std**2  # a shift, and W2 = std for twice the width
+    squares = steps**2 + w.std(axis=0) ** 2  # a shift, and W2 = std for twice the width
     assert found["a/kernel"] == pytest.approx(
         {
             "mean_difference": np.sqrt(2.5),
             "std_ratio": 2.0,
             "wasserstein": np.sqrt(squares.mean()),
-            "wasserstein_in_std": np.sqrt((squares / std**2).mean()),
+            "wasserstein_in_std": np.sqrt((squares / unit**2).mean()),
         }
     )
-    deviation = still[:, 1].std()
+    deviation = still[:, 1].std(ddof=1)
     assert found["b"] == pytest.approx(
         {
             "mean_difference": 0.5 / deviation,

@@ -79,9 +79,11 @@ def _read(path):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             return {name: np.asarray(members[name]) for name in members.files}
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; run the same command again to continue the run") from None
+        raise UserError(f"{path} is missing: bring it back, or delete the folder and run again") from None
     except Exception as error:  # zipfile and NumPy raise many kinds; all mean the same to a user
-        raise UserError(f"{path} is damaged or not a draws file ({error}); delete it and run again") from None
+        raise UserError(
+            f"{path} is damaged ({error}): bring it back, or delete the folder and run again"
+        ) from None
 
 
 def _describe(shapes):

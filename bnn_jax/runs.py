@@ -38,8 +38,11 @@ def claim(
         defaults: of settings that may be newer than the run.
 
     Raises:
-        UserError: the folder exists and is not a run of this script, or one with other settings.
+        UserError: the folder exists and is not a run of this script, or one with other settings; or its path
+            cannot hold checkpoints.
     """
+    if "[" in str(out.absolute()):  # orbax would look for its files by a pattern, find none and say nothing
+        raise UserError(f"--out {out.absolute()}: a path with '[' cannot hold checkpoints; choose another")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose another folder")
     begun = MARK + ".tmp"  # all that a kill within `write_json` leaves of a new folder
@@ -56,6 +59,12 @@ def claim(
         write_json(out / MARK, {"project": "bnn_jax", "script": script, "config": config})
     except OSError as error:
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+
+
+def check_seed(seed: int) -> None:
+    """Raise a UserError unless everything that takes a seed can take this one."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must lie between 0 and {2**32 - 1}, not {seed}")
 
 
 def slug(text: str) -> str:

@@ -103,8 +103,8 @@ def check(config: Config, found: Dataset) -> None:
         raise UserError(
             f"--patience and --plateau-patience need a validation part; the data set {found.name} has none"
         )
-    if config.beta < 0 or config.beta_warmup < 0:
-        raise UserError("--beta and --beta-warmup must not be negative")
+    if not 0 <= config.beta < math.inf or config.beta_warmup < 0:
+        raise UserError("--beta and --beta-warmup must not be negative, nor infinite")
     if config.crop_stride is not None and config.crop is None:
         raise UserError("--crop-stride needs --crop, the side of the crops")
     if config.crop is not None:

@@ -57,7 +57,7 @@ def test_pool_and_flatten():
 
 def test_a_missing_block_says_how_to_go_on(tmp_path):
     write(tmp_path, 2)
-    assert "block_00002.npz is missing; run the same command again" in refused(tmp_path)
+    assert "block_00002.npz is missing: bring it back, or delete the folder" in refused(tmp_path)
     assert "missing" in refused(tmp_path / "nowhere")
 
 
@@ -129,7 +129,7 @@ def test_damage_is_told_in_one_line(name, tmp_path):
     DAMAGE[name](draws.block_path(tmp_path, 1))
     message = refused(tmp_path)
     assert "block_00001.npz" in message
-    assert "delete it and run again" in message or name == "zip of text"
+    assert "delete the folder and run again" in message or name == "zip of text"
     assert not (tmp_path / "unpickled").exists()
 
 

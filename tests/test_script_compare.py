@@ -230,6 +230,7 @@ WRONG = {
     "chains": (["--num-chains", "0"], "num_chains, num_draws, thin and block_size must be at least 1"),
     "draws": (["--num-draws", "0"], "must be at least 1"),
     "few draws": (["--num-draws", "2", "--block-size", "1"], "--num-draws must be at least 4"),
+    "seed": (["--seed", "-1"], "--seed must lie between 0 and 4294967295"),
     "beta": (["--beta-warmup", "-1"], "--beta-warmup must not be negative"),
     "warmup": (["--num-warmup", "7"], "must be a multiple of block_size"),
     "batch": (["--batch-size", "2000"], "batch_size must lie between 1 and the 1297 training examples"),
@@ -300,6 +301,21 @@ def test_chains_without_a_reference_are_no_failure(tmp_path):
     done = run("--out", tmp_path / "out", *TINY, "--methods", "map", "sgld")
     assert done.returncode == 0, done.stderr
     assert runs.read_json(tmp_path / "out" / "results.json")["reference"] is None
+
+
+def test_other_data_are_refused(finished, tmp_path):
+    """When a run goes on, and when it is reported again: its weights are of the data it began with."""
+    out, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    (copy / "data.json").write_text('{"fingerprint": "of others"}')
+    before = (copy / "results.json").read_bytes()
+    for options in (("--from", copy), ("--out", copy, *TINY)):
+        refused = run(*options)
+        assert refused.returncode == 2
+        assert "the data have changed since" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    assert (copy / "results.json").read_bytes() == before
 
 
 def test_damaged_draws_are_named(finished, tmp_path):

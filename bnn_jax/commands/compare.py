@@ -77,6 +77,7 @@ class Config(data.Options):
     num_bootstrap: int = 200  # replicates behind every interval
 
 
+DATA = "data.json"  # in the run folder: a hash of the data
 UNRELATED = ("out", "source", "data_dir")  # settings that do not change the result
 QUICK = dict(
     map_steps=200, vi_steps=400, beta_warmup=50, vi_draws=20, num_warmup=20, num_draws=20, block_size=10,
@@ -100,6 +101,7 @@ def main(config: Config) -> int:
     found = data.load(config, config.seed)
     setup = build(config, found)
     runs.claim(out, "compare", runs.as_config(config, leave_out=UNRELATED))
+    recognise(out, found)
     console.print(
         f"{found.name}: N = {len(found.x_train)} training and {len(found.x_test)} test examples; "
         f"{config.net}: {trees.size(setup.starts) // config.num_chains} weights; prior {config.prior}; "
@@ -120,6 +122,18 @@ def main(config: Config) -> int:
     return 1 if wanted and results["reference"] is None else 0
 
 
+def recognise(out: Path, found: Dataset) -> None:
+    """Keep a hash of the data with the run, and refuse other data when it goes on or is reported again."""
+    now = {"fingerprint": data.fingerprint(found)}
+    before = runs.read_json(out / DATA)
+    if before is None:
+        runs.write_json(out / DATA, now)
+    elif before != now:
+        raise UserError(
+            f"the data have changed since {out} was begun: bring them back, or choose another --out"
+        )
+
+
 def settle(config: Config) -> tuple[Config, Path]:
     """The configuration with `--from` and `--quick` carried out, checked, and its run folder."""
     if config.source is not None:
@@ -131,6 +145,7 @@ def settle(config: Config) -> tuple[Config, Path]:
         return runs.from_config(Config, found | {"source": str(config.source)}, config.source), config.source
     if config.quick:
         config = dataclasses.replace(config, **QUICK)
+    runs.check_seed(config.seed)
     if len(set(config.methods)) != len(config.methods) or not config.methods:
         raise UserError("--methods wants each method once, and at least one")
     for name in ("map_steps", "vi_steps", "vi_draws", "num_bootstrap"):

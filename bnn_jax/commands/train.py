@@ -45,8 +45,7 @@ def main(config: Config, found: Dataset | None = None) -> None:
         found: the data, if they were loaded before; their settings must be those of `config`.
     """
     console = Console(quiet=not processes.is_first())
-    if config.seed < 0:
-        raise UserError(f"--seed must not be negative, not {config.seed}")
+    runs.check_seed(config.seed)
     found = found or experiment.load_data(config)
     parts = experiment.build(config, found)
     run = settings.folder(config)

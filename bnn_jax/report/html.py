@@ -5,6 +5,7 @@ Everything passed in is plain text and is escaped; nothing is read as markup.
 
 import base64
 import io
+import os
 import struct
 from collections.abc import Sequence
 from html import escape
@@ -66,7 +67,9 @@ def write(path: str | Path, title: str, lead: str, sections: Sequence[Section | 
 """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)  # whole or not at all
 
 
 def _section(number, section):

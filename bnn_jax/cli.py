@@ -62,8 +62,15 @@ def run(
         code = USER_ERROR
     except KeyboardInterrupt:
         stderr.print("interrupted; what is done is kept: give the same command again", markup=False)
-        code = INTERRUPTED
+        leave(INTERRUPTED)
     sys.exit(code)
+
+
+def leave(code: int) -> None:
+    """Exit without waiting for threads: those of a checkpoint that was cut off may hang or crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def keep_memory() -> None:

@@ -45,12 +45,34 @@ def test_exit_codes(act, code, message, monkeypatch, capsys):
     jax.devices()  # the backend is up, and keeps its devices
     monkeypatch.setattr("sys.argv", ["script"])
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(cli, "leave", sys.exit)
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda config: act(), Config, "A script.")
     assert stopped.value.code == code
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == (1 if code > 1 else 0)
+
+
+def test_an_interruption_waits_for_no_thread():
+    program = """
+import dataclasses, threading, time
+from bnn_jax import cli
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0  # a number
+
+def main(config):
+    print("begun", end="")
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    raise KeyboardInterrupt
+
+cli.run(main, Config, "A script.")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (130, "begun")
+    assert done.stderr.startswith("interrupted")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

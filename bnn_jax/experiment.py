@@ -28,6 +28,7 @@ from bnn_jax import (
     metrics,
     models,
     optimizers,
+    parts,
     predict,
     recorder,
     runs,
@@ -89,6 +90,8 @@ def build(config: Config, found: Dataset) -> Experiment:
     visited = len(plan.indices)
     loop.check_batch(visited, config.batch_size)
     model = models.build(config.net, found.num_classes, config.prior, config.noise, config.compute)
+    with parts.told(config.net):
+        like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
     likelihood = model.likelihood
     if config.balance == "class_weights":
         likelihood = balance.weighted(likelihood, balance.class_weights(labels, found.num_classes))
@@ -119,7 +122,6 @@ def build(config: Config, found: Dataset) -> Experiment:
         config.keep,
         config.monitor,
     )
-    like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
     # Raises, too, where the network is too large for the method.
     state = jax.eval_shape(algorithm.init, jax.random.key(0), like)
     pretrained = None if config.pretrained is None else _pretrained(config.pretrained, like)

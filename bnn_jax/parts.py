@@ -6,11 +6,12 @@ no list to edit. Files that begin with an underscore are not parts. A name may s
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bnn_jax.types import UserError
@@ -42,16 +43,29 @@ def find(kind: str, name: str) -> Callable:
     Raises:
         UserError: no such part, or it has no such arguments; the message lists the choices.
     """
-    name, arguments = _parsed(kind, name)
+    own, arguments = _parsed(kind, name)
     choices = names(kind)
-    if name not in choices:
-        raise UserError(f"unknown {kind} {name!r}: choose from {', '.join(choices)}")
+    if own not in choices:
+        raise UserError(f"unknown {kind} {own!r}: choose from {', '.join(choices)}")
     package, function = KINDS[kind]
-    build = getattr(importlib.import_module(f"{package}.{name}"), function)
+    build = getattr(importlib.import_module(f"{package}.{own}"), function)
     known = [n for n, p in inspect.signature(build).parameters.items() if p.default is not p.empty]
     if unknown := ", ".join(sorted(set(arguments) - set(known))):
-        raise UserError(f"{kind} {name} has no argument {unknown}: choose from {', '.join(known) or 'none'}")
-    return functools.partial(build, **arguments) if arguments else build
+        raise UserError(f"{kind} {own} has no argument {unknown}: choose from {', '.join(known) or 'none'}")
+    return functools.partial(_told(build, name), **arguments) if arguments else build
+
+
+@contextlib.contextmanager
+def told(name: str) -> Iterator[None]:
+    """A context in which what a part's arguments break is the user's mistake; without any it is a bug."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if "(" not in name:
+            raise
+        raise UserError(f"cannot build {name}: {str(error).splitlines()[0]}") from error
 
 
 def plain(name: str) -> str:
@@ -75,6 +89,15 @@ def call(build: Callable, offered: Mapping[str, Any]) -> Any:
             f"{build.__module__}.build wants {', '.join(missing)}; offered are {', '.join(sorted(offered))}"
         )
     return build(**{n: offered[n] for n in parameters if n in offered})
+
+
+def _told(build, name):
+    @functools.wraps(build)
+    def function(*args, **kwargs):
+        with told(name):
+            return build(*args, **kwargs)
+
+    return function
 
 
 def _parsed(kind, text):

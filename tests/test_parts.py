@@ -68,6 +68,23 @@ def test_bad_arguments_of_a_name_are_told(name, message):
     assert "\n" not in str(error.value)
 
 
+def test_arguments_of_the_wrong_kind_are_told():
+    """Where they break the part; without arguments a failure is a bug and keeps its traceback."""
+    with pytest.raises(UserError, match=r"^cannot build isotropic\(std='a'\): "):
+        parts.find("prior", "isotropic(std='a')")()
+    for error in (TypeError("no\nmore"), ValueError("no"), ZeroDivisionError("no")):
+        with (
+            pytest.raises(UserError, match=r"^cannot build mlp\(hidden=3\): no$"),
+            parts.told("mlp(hidden=3)"),
+        ):
+            raise error
+        with pytest.raises(type(error), match="no") as bug, parts.told("mlp"):
+            raise error
+        assert bug.value is error
+    with pytest.raises(UserError, match=r"^mine$"), parts.told("mlp(hidden=3)"):
+        raise UserError("mine")
+
+
 def test_what_a_name_sets_is_not_offered_anew():
     build = functools.partial(lambda a, b=2: (a, b), b=7)
     assert parts.call(build, {"a": 1, "b": 4}) == (1, 7)

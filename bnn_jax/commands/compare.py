@@ -172,6 +172,8 @@ def build(config: Config, found: Dataset) -> Setup:
     num_data = len(found.x_train)
     loop.check_batch(num_data, config.batch_size)
     model = models.build(config.net, found.num_classes, config.prior, config.noise)
+    with parts.told(config.net):
+        jax.eval_shape(lambda: models.init(jax.random.key(0), model, found.x_train))
     make = partial(
         models.method,
         model=model,

@@ -247,6 +247,7 @@ BAD_FILES = {
         {"target": "weight"},
         "no column weight for --target: choose from age, height",
     ),
+    "underscores": (swapped(0, ["month", *["2020_05"] * 30]), {}, r"column month holds text \('2020_05'\)"),
     "text target": (swapped(2, TEXT), {}, r"target column kind holds text \('a'\).*not for classification"),
     "text column": (
         swapped(0, TEXT),

@@ -220,6 +220,6 @@ def _fault(record, header):
 
 def _number(cell):
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # 2020_05 is a number in Python alone
     except ValueError:
         return None

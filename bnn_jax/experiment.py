@@ -89,6 +89,10 @@ def build(config: Config, found: Dataset) -> Experiment:
         plan = balance.Balanced(np.arange(len(labels), dtype=np.int32), len(labels), "")
     visited = len(plan.indices)
     loop.check_batch(visited, config.batch_size)
+    augmentation = augment.Augmentation(
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(augment.Augmentation)}
+    )
+    transform = _transform(augmentation, found)
     model = models.build(config.net, found.num_classes, config.prior, config.noise, config.compute)
     with parts.told(config.net):
         like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
@@ -99,10 +103,6 @@ def build(config: Config, found: Dataset) -> Experiment:
         likelihood = balance.focal(likelihood, config.focal_gamma)
     shape = settings.input_shape(config, found.x_train.shape[1:])
     algorithm = method(config, model, shape, plan.num_data, visited, likelihood=likelihood)
-    augmentation = augment.Augmentation(
-        **{f.name: getattr(config, f.name) for f in dataclasses.fields(augment.Augmentation)}
-    )
-    transform = _transform(augmentation, found)
     start = None
     if algorithm.chain:
         settings.check_chain(config, transform)

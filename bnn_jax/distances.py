@@ -28,9 +28,8 @@ from bnn_jax.types import UserError
 CELLS = 200  # of a regression's density at a point
 POINTS = 2000  # quantiles of each method's density from which the cells' edges are taken
 SIGNED = ("entropy_gap", "calibration_gap")  # 0 is best, either sign is worse
-LARGEST = {"brier": 2.0} | dict.fromkeys(
-    ("nll", "rmse", "symmetric_kl", "w2", "entropy_gap"), np.inf
-)  # 1 for others
+_UNBOUNDED = ("nll", "rmse", "symmetric_kl", "w2", "entropy_gap")
+LARGEST = {"brier": 2.0} | dict.fromkeys(_UNBOUNDED, np.inf)  # 1 for others
 BEYOND = 4  # features of a regression after its cells: mean log width, mean, density and distribution at y
 
 

@@ -29,13 +29,5 @@ def build(algorithm: Algorithm, size: int) -> Algorithm:
     def sample(key: Key, state) -> Params:
         return jax.vmap(algorithm.sample)(jax.random.split(key, size), state)
 
-    # The density of all members together is no member's: log_prob stays None.
-    return Algorithm(
-        init,
-        step,
-        sample,
-        algorithm.chain,
-        algorithm.linearise_at,
-        point=algorithm.point,
-        whole=algorithm.whole,
-    )
+    # The density of all members together is no member's.
+    return algorithm._replace(init=init, step=step, sample=sample, log_prob=None)

@@ -173,7 +173,7 @@ def build(config: Config, found: Dataset) -> Setup:
     loop.check_batch(num_data, config.batch_size)
     model = models.build(config.net, found.num_classes, config.prior, config.noise)
     with parts.told(config.net):
-        jax.eval_shape(lambda: models.init(jax.random.key(0), model, found.x_train))
+        like = jax.eval_shape(lambda: models.init(jax.random.key(0), model, found.x_train))
     make = partial(
         models.method,
         model=model,
@@ -202,9 +202,8 @@ def build(config: Config, found: Dataset) -> Setup:
     }
     keys = jax.random.split(runs.stream(config.seed, "init"), config.num_chains)
     starts = jax.vmap(lambda key: models.init(key, model, found.x_train))(keys)
-    one = jax.eval_shape(lambda starts: jax.tree.map(lambda a: a[0], starts), starts)
     for method in methods.values():  # a network that is too large for a method is refused here
-        jax.eval_shape(method.init, keys[0], one)
+        jax.eval_shape(method.init, keys[0], like)
     return Setup(model, starts, methods)
 
 

@@ -47,23 +47,23 @@ def main(config: Config, found: Dataset | None = None) -> None:
     console = Console(quiet=not processes.is_first())
     runs.check_seed(config.seed)
     found = found or experiment.load_data(config)
-    parts = experiment.build(config, found)
+    built = experiment.build(config, found)
     run = settings.folder(config)
     given, defaults = (runs.as_config(c, leave_out=("out",)) for c in (config, Config()))
     with processes.first_before_others():
         runs.claim(run, experiment.SCRIPT, given, settings.FREE, defaults)
-        experiment.record_data(run, found, parts.plan)
+        experiment.record_data(run, found, built.plan)
         describe(run, found, config.group_by, console)
     say = partial(console.print, highlight=False, soft_wrap=True)
-    num_data = f"N = {parts.plan.num_data:,} in the objective"
-    note = "" if config.balance == "none" else f"; {parts.plan.note}"
+    num_data = f"N = {built.plan.num_data:,} in the objective"
+    note = "" if config.balance == "none" else f"; {built.plan.note}"
     say(f"{config.net}, prior {config.prior}, {config.method}: {num_data}{note}")
     mesh = sharding.batch_mesh(config.batch_size)
     if mesh is not None:
         among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         say(f"each batch is split over {mesh.size} devices{among}")
     with logger(config, run) as on_row:
-        outcome = experiment.train(run, parts, found, progress=partial(track, console), on_row=on_row)
+        outcome = experiment.train(run, built, found, progress=partial(track, console), on_row=on_row)
     if isinstance(outcome, training.Draws):
         say(f"{config.num_chains} chains of {config.num_draws} draws in {outcome.seconds:.0f} s")
     else:

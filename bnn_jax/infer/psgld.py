@@ -27,14 +27,5 @@ def build(
         step_size: eps, in prior widths.
         num_warmup: steps in which P is learned; drop them.
     """
-    return langevin.build(
-        langevin.preconditioned(num_warmup),
-        log_joint,
-        scale,
-        step_size,
-        batch_size,
-        cycle,
-        explore,
-        num_warmup,
-        thin,
-    )
+    dynamics = langevin.preconditioned(num_warmup)
+    return langevin.build(dynamics, log_joint, scale, step_size, batch_size, cycle, explore, num_warmup, thin)

@@ -28,14 +28,5 @@ def build(
         step_size: eps, in prior widths.
         friction: alpha, the share of the momentum that is renewed in a step.
     """
-    return langevin.build(
-        langevin.underdamped(friction),
-        log_joint,
-        scale,
-        step_size,
-        batch_size,
-        cycle,
-        explore,
-        num_warmup,
-        thin,
-    )
+    dynamics = langevin.underdamped(friction)
+    return langevin.build(dynamics, log_joint, scale, step_size, batch_size, cycle, explore, num_warmup, thin)

@@ -26,6 +26,5 @@ def build(
     Args:
         step_size: eps, in prior widths.
     """
-    return langevin.build(
-        langevin.overdamped(), log_joint, scale, step_size, batch_size, cycle, explore, num_warmup, thin
-    )
+    dynamics = langevin.overdamped()
+    return langevin.build(dynamics, log_joint, scale, step_size, batch_size, cycle, explore, num_warmup, thin)

@@ -8,17 +8,16 @@ arXiv:2104.14421). No augmentation, which by itself makes a cold posterior look 
 steps are in widths of the tempered prior.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnn_jax import runs, style
-from bnn_jax.commands import evaluate
+from bnn_jax import style
 from bnn_jax.report import curves
 from bnn_jax.settings import Config
-from bnn_jax.study import Load, Overview, Study, run
+from bnn_jax.study import Overview, Study, run
 
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SEEDS = range(2)
@@ -65,21 +64,17 @@ RUNS = {
 }
 
 
-def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, load: Load) -> dict[str, Any]:
-    """Scores over temperatures, one picture a data set."""
-    found: dict[str, Any] = {}
+def draw(recorded: Mapping[str, Any], pictures: Path) -> list[str]:
+    """Scores over temperatures, one picture a data set; lines of the page."""
+    found = ["## Scores by temperature", ""]
     for data, (_, methods) in DATA.items():
         lines: dict[str, dict[str, curves.Line]] = {title: {} for _, title in SCORES}
         for method in methods:
-            known = [t for t in TEMPERATURES if label(data, method, t) in folders]
-            results = [
-                [runs.read_json(run / evaluate.RESULT) for run in folders[label(data, method, t)]]
-                for t in known
-            ]
+            known = [t for t in TEMPERATURES if label(data, method, t) in recorded]
+            rows = [recorded[label(data, method, t)]["runs"] for t in known]
             for key, title in SCORES:
-                values = [np.array([row[key] for row in rows]) for rows in results]
+                values = [np.array([row[key] for row in own]) for own in rows]
                 if values:
-                    found.setdefault(data, {}).setdefault(method, {})[key] = [float(v.mean()) for v in values]
                     ends = ([f(v) for v in values] for f in (np.mean, np.min, np.max))
                     lines[title][method] = curves.Line(known, *ends)
         if any(lines.values()):
@@ -87,15 +82,8 @@ def analyse(folders: Mapping[str, Sequence[Path]], pictures: Path, quick: bool, 
                 lines, "temperature", "on the test images", f"{data}: cold posteriors", log_x=True
             )
             style.save(figure, pictures / f"{data}.png")
-    return found
-
-
-def sections(found: dict[str, Any]) -> list[str]:
-    """The pictures."""
-    lines = ["## Scores by temperature", ""]
-    for data in found:
-        lines += [f"![{data}: NLL, accuracy and ECE against the temperature](cold/{data}.png)", ""]
-    return [*lines, "Bands span the seeds.", ""]
+            found += [f"![{data}: NLL, accuracy and ECE against the temperature](cold/{data}.png)", ""]
+    return [*found, "Bands span the seeds.", ""]
 
 
 STUDY = Study(
@@ -108,8 +96,7 @@ STUDY = Study(
     quick=dict(steps=100, num_warmup=10, num_draws=10, thin=1, block_size=10, trajectory_length=0.02),
     quick_labels=["digits, HMC, T = 0.1", "digits, HMC, T = 1", "digits, VI, T = 0.1", "digits, VI, T = 1"],
     quick_evaluate={"num_draws": 10, "num_bootstrap": 20},
-    analyse=analyse,
-    sections=sections,
+    draw=draw,
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every method on the same small problems: how far each is from HMC, and what it costs.
 
-    python benchmarks/posteriors.py                     everything; what is there already is kept
+    python benchmarks/posteriors.py                     everything that is not recorded yet
     python benchmarks/posteriors.py --problems digits   one problem
     python benchmarks/posteriors.py --quick             short runs into runs/, to see that it works
     python benchmarks/posteriors.py --table             only write tables and pictures again
@@ -8,12 +8,12 @@
 Problems are those of `bnn_jax.reference`: their data, network, prior and likelihood are the reference's, and
 only method and training change. A row is scored against the stored draws of HMC; its interval counts test
 points and draws, and is widened to the range over seeds. Cost is told in seconds and in gradients: passes
-over the training data, forwards and backwards, with those that found the start of a chain.
+over the training data, forwards and backwards, with those that found the start of a chain. Rows are recorded
+with a digest of their settings: what is recorded with those of today is not run again, on another machine
+neither.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +38,7 @@ from bnn_jax import (
     reference,
     runs,
     settings,
+    study,
     style,
     trained,
     training,
@@ -130,6 +131,7 @@ class Options:
     out: Path | None = None  # where run folders go; default runs/posteriors, or runs/quick/posteriors
     data_dir: Path | None = None  # folder with raw data; default: the environment variable BNN_JAX_DATA
     references: Path = reference.FOLDER  # where the reference posteriors are
+    again: bool = False  # run also what the recorded results hold already
     table: bool = False  # only write tables and pictures again
 
 
@@ -154,15 +156,24 @@ def main(options: Options) -> None:
                 f"on {', '.join(sorted({name for m in options.methods for name in ONLY[m]}))}"
             )
         for target in targets:
-            _, found = reference.problem(target, options.data_dir)
-            for place, label, config in planned(where, target, options.methods, options.quick):
+            collect(where, target, options.quick, results)
+            kept = () if options.again else recorded(results, target.name)
+            todo = [
+                run
+                for run in planned(where, target, options.methods, options.quick)
+                if run[0].name not in kept
+            ]
+            if todo:
+                _, found = reference.problem(target, options.data_dir)
+            for place, label, config in todo:
                 row = place / "row.json"
                 if not row.exists():
                     console.rule(f"{target.name}, {label}, seed {config.seed}")
                     train.main(dataclasses.replace(config, out=place), found)
-                    runs.write_json(row, judged(target, place, found, label, config.seed))
+                    told = judged(target, place, found, label, config.seed)
+                    runs.write_json(row, {"run": place.name, **told})
                     jax.clear_caches()  # of compiled programs that no later run can use
-        collect(where, targets, options.quick, results)
+                collect(where, target, options.quick, results)
     record = runs.read_json(results)
     if record is None:
         raise UserError("no results yet: run without --table")
@@ -207,9 +218,8 @@ def plain(label: str) -> str:
 
 
 def content_name(label: str, config: Config) -> str:
-    """A folder's name that says what is run and changes with any setting."""
-    text = json.dumps(runs.as_config(config, leave_out=("out", "data_dir")), sort_keys=True)
-    return f"{runs.slug(label)}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """A folder's name that says what is run and changes with any setting that is not its default."""
+    return f"{runs.slug(label)}-seed{config.seed}-{study.digest([config], {})[:8]}"
 
 
 def judged(target: reference.Reference, place: Path, found: Any, label: str, seed: int) -> dict[str, Any]:
@@ -285,13 +295,19 @@ def passes(place: Path, config: Config, found: Any) -> float:
     return config.num_chains * (climbed + hessian + steps * each)
 
 
-def collect(where: Path, targets: Sequence[reference.Reference], quick: bool, results: Path) -> None:
-    """The rows of all methods on these problems, as far as they were run with the settings of today, into one
-    JSON; what is there of other problems stays."""
-    record = runs.read_json(results) or {}
-    for target in targets:
-        rows = [runs.read_json(place / "row.json") for place, _, _ in planned(where, target, (), quick)]
-        record[target.name] = [row for row in rows if row is not None]
+def recorded(results: Path, problem: str) -> dict[str, Mapping[str, Any]]:
+    """The rows that the results hold of a problem, by the name of their run."""
+    rows = (runs.read_json(results) or {}).get(problem, ())
+    return {row["run"]: row for row in rows if "run" in row}
+
+
+def collect(where: Path, target: reference.Reference, quick: bool, results: Path) -> None:
+    """The rows of a problem that were run with the settings of today, here or as recorded, into the one JSON;
+    what is there of other problems stays."""
+    kept = recorded(results, target.name)
+    places = [place for place, _, _ in planned(where, target, (), quick)]
+    rows = [runs.read_json(place / "row.json") or kept.get(place.name) for place in places]
+    record = (runs.read_json(results) or {}) | {target.name: [row for row in rows if row is not None]}
     results.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(results, dict(sorted(record.items())))
 

@@ -2,13 +2,18 @@
 
 A study is a list of configurations of `scripts/train.py`, each label once a fold or seed; every run is
 trained and evaluated in a folder of its own, so that the same command continues what was interrupted. The
-page under docs/studies is made of the recorded results alone. What goes beyond scores (a picture, a table
-over several runs) is the study's own `analyse`, whose JSON and PNGs are recorded like the scores.
+page under docs/studies is made of the recorded results alone, each beside a digest of its settings: what is
+recorded with the settings of today is not run again, on another machine neither. Pictures of the scores are
+the study's own `draw`; what needs the runs themselves is its `analyse`, whose JSON and PNGs are recorded like
+the scores, and whose study is recorded as a whole.
 """
 
 import dataclasses
+import hashlib
+import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +58,8 @@ class Study(NamedTuple):
     # (label -> its run folders, folder for PNGs, quick, load) -> JSON, of which `sections` makes lines
     analyse: Callable[[Mapping[str, Sequence[Path]], Path, bool, Load], Any] | None = None
     sections: Callable[[Any], Sequence[str]] = lambda found: []
+    # (recorded scores by label, folder for PNGs) -> lines of the page
+    draw: Callable[[Mapping[str, Any], Path], Sequence[str]] | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +83,8 @@ class Options:
     quick: bool = False  # everything once and small, in two minutes; the committed page stays as it is
     out: Path | None = None  # where run folders go; default runs/studies, or runs/quick
     data_dir: Path | None = None  # folder with raw data; default: the environment variable BNN_JAX_DATA
-    only: tuple[str, ...] = ()  # labels to run now; the page waits until all are there
+    only: tuple[str, ...] = ()  # labels to run now
+    again: bool = False  # run also what the recorded results hold already
     table: bool = False  # train and judge nothing, only write the page again from the recorded results
 
 
@@ -102,45 +110,79 @@ def main(study: Study, options: Options) -> None:
         docs = study.root / "docs"
         page, results = docs / "studies" / f"{study.name}.md", docs / "results" / f"{study.name}.json"
     plan = planned(study, options.quick)
+    if unknown := sorted(set(options.only) - set(plan)):
+        raise UserError(f"{study.name} has no run {quoted(unknown)}: choose from {quoted(plan)}")
     if not options.table:
-        quoted = lambda labels: ", ".join(f'"{label}"' for label in labels)  # which hold commas
-        unknown = sorted(set(options.only) - set(plan))
-        if unknown:
-            raise UserError(f"{study.name} has no run {quoted(unknown)}: choose from {quoted(plan)}")
+        results.parent.mkdir(parents=True, exist_ok=True)
         judgement = {**study.evaluate, **(study.quick_evaluate if options.quick else {})}
+        digests = {label: digest(configs, judgement) for label, configs in plan.items()}
         load = loader()
         for label in options.only or plan:
+            if study.analyse is None and not options.again and label in recorded(results, digests):
+                console.print(f"{label}: recorded already", highlight=False)
+                continue
             for fold, config in enumerate(plan[label]):
                 place = run_folder(where, label, fold)
                 if not judged(place, config, judgement):
                     console.rule(f"{label}, run {fold + 1} of {len(plan[label])}")
                     config = dataclasses.replace(config, out=place, data_dir=options.data_dir)
                     train_and_judge(config, None if config.stream else load(config), judgement)
-        missing = [
-            label
-            for label, configs in plan.items()
-            if not all(judged(run_folder(where, label, i), c, judgement) for i, c in enumerate(configs))
-        ]
-        if missing:
-            console.print(f"still missing: {quoted(missing)}; no page yet")
-            return
-        record = collect(study.name, plan, where)
+            if study.analyse is None:
+                found = recorded(results, digests) | collect({label: plan[label]}, where, digests)
+                methods = {label: found[label] for label in plan if label in found}
+                runs.write_json(results, {"study": study.name, "methods": methods})
         if study.analyse is not None:
             folders = {
                 label: [run_folder(where, label, i) for i in range(len(c))] for label, c in plan.items()
             }
-            pictures = page.with_suffix("")
-            pictures.mkdir(parents=True, exist_ok=True)
-            record["analysis"] = study.analyse(folders, pictures, options.quick, load)
-        results.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(results, record)
+            complete = lambda label: all(
+                map(partial(judged, judgement=judgement), folders[label], plan[label])
+            )
+            if missing := [label for label in plan if not complete(label)]:
+                console.print(f"still missing: {quoted(missing)}; no page yet")
+                return
+            analysis = study.analyse(folders, pictures(page), options.quick, load)
+            methods = collect(plan, where, digests)
+            runs.write_json(results, {"study": study.name, "methods": methods, "analysis": analysis})
+    write(study, results, page, plan)
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+def write(study: Study, results: Path, page: Path, labels: Iterable[str]) -> None:
+    """The page and its pictures, of what is recorded."""
     record = runs.read_json(results)
     if record is None:
         raise UserError(f"no results of {study.name} yet: run it without --table")
     page.parent.mkdir(parents=True, exist_ok=True)
-    sections = study.sections(record["analysis"]) if "analysis" in record else []
-    page.write_text(study_page.markdown(study, record, sections))
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+    sections = list(study.sections(record["analysis"])) if "analysis" in record else []
+    if study.draw is not None:
+        sections += study.draw(record["methods"], pictures(page))
+    missing = [label for label in labels if label not in record["methods"]]
+    page.write_text(study_page.markdown(study, record, sections, missing))
+
+
+def quoted(labels: Iterable[str]) -> str:
+    """Labels, which hold commas, in a sentence."""
+    return ", ".join(f'"{label}"' for label in labels)
+
+
+def pictures(page: Path) -> Path:
+    """The folder of a page's PNGs."""
+    place = page.with_suffix("")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def digest(configs: Sequence[Config], judgement: Mapping[str, Any]) -> str:
+    """Names what a label runs and how it is judged: any setting that is not its default changes it."""
+    text = json.dumps([*map(command, configs), judgement], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def recorded(results: Path, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What the results hold of labels with the settings of today."""
+    found = (runs.read_json(results) or {}).get("methods", {})
+    return {label: entry for label, entry in found.items() if entry.get("digest") == digests.get(label, "")}
 
 
 def folder(study: Study, options: Options) -> Path:
@@ -202,8 +244,8 @@ def train_and_judge(config: Config, found: Dataset | None, judgement: Mapping[st
     jax.clear_caches()  # of compiled programs that no later run can use
 
 
-def collect(name: str, plan: Mapping[str, Sequence[Config]], where: Path) -> dict[str, Any]:
-    """Label -> command, scores of every run, seconds and what was trained; and where all that ran."""
+def collect(plan: Mapping[str, Sequence[Config]], where: Path, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Label -> digest, command, scores of every run, seconds and what was trained; and where all that ran."""
     found: dict[str, Any] = {}
     for label, configs in plan.items():
         records = []
@@ -213,8 +255,8 @@ def collect(name: str, plan: Mapping[str, Sequence[Config]], where: Path) -> dic
             environment = scores.pop("environment")
             kept = {k: v for k, v in scores.items() if k not in ("config", "evaluation", "corruptions")}
             records.append({**kept, "seconds": training.seconds(run), "environment": environment})
-        found[label] = {"command": command(configs[0]), "runs": records}
-    return {"study": name, "methods": found}
+        found[label] = {"digest": digests[label], "command": command(configs[0]), "runs": records}
+    return found
 
 
 def command(config: Config) -> str:

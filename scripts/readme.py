@@ -60,7 +60,8 @@ def main(config: Config) -> None:
 
 def studies() -> list[tuple[Any, dict[str, Any]]]:
     """Every study that has results, and those."""
-    paths = sorted([*(ROOT / "scripts" / "studies").glob("*.py"), ROOT / "benchmarks" / "uci.py"])
+    others = [ROOT / "benchmarks" / f"{name}.py" for name in ("cold", "uci")]
+    paths = sorted([*(ROOT / "scripts" / "studies").glob("*.py"), *others])
     found = ((_script(path).STUDY, path.stem) for path in paths)
     read = ((study, runs.read_json(RESULTS.with_name(f"{name}.json"))) for study, name in found)
     return [(study, record) for study, record in read if record is not None]

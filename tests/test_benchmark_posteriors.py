@@ -106,14 +106,57 @@ ROWS = [
 
 
 def test_rows_of_other_settings_are_left_out(tmp_path):
+    """Rows of today's settings count where their run folders are gone; a newer one replaces it."""
     known, results = target("digits"), tmp_path / "posteriors.json"
-    runs.write_json(results, {"boston": ROWS[:1], "digits": ROWS[2:]})
-    places = [place for place, label, _ in posteriors.planned(tmp_path, known, (), False) if label == "MAP"]
-    for place, row in zip((*places, tmp_path / "digits" / "map-seed0-00000000"), ROWS[:3], strict=True):
+    places = {(label, config.seed): p for p, label, config in posteriors.planned(tmp_path, known, (), False)}
+    name = lambda label, seed: places[label, seed].name
+    recorded = {"run": name("SGLD", 0), **ROWS[2]}
+    digits = [
+        {**ROWS[0], "run": name("MAP", 0), "passes": 1.0},
+        recorded,
+        ROWS[3],
+        {**ROWS[4], "run": "sgld-old"},
+    ]
+    runs.write_json(results, {"boston": ROWS[:1], "digits": digits})
+    new = {"run": name("MAP", 0), **ROWS[0]}
+    for place, row in ((places["MAP", 0], new), (tmp_path / "digits" / "map-seed0-00000000", ROWS[2])):
         place.mkdir(parents=True)
         runs.write_json(place / "row.json", row)
-    posteriors.collect(tmp_path, [known], False, results)
-    assert runs.read_json(results) == {"boston": ROWS[:1], "digits": ROWS[:2]}
+    posteriors.collect(tmp_path, known, False, results)
+    assert runs.read_json(results) == {"boston": ROWS[:1], "digits": [new, recorded]}
+
+
+def test_recorded_rows_are_not_run_again(tmp_path, monkeypatch):
+    """And need no data: in a fresh clone nothing is left to do."""
+    known, results = target("digits"), tmp_path / "posteriors.json"
+    asked = []
+    monkeypatch.setattr(posteriors, "RESULTS", results)
+    monkeypatch.setattr(posteriors, "SEEDS", (0,))
+    monkeypatch.setattr(posteriors, "write", lambda *args: None)
+    monkeypatch.setattr(posteriors, "judged", lambda target, place, found, label, seed: {"method": label})
+    monkeypatch.setattr(posteriors.train, "main", lambda config, found: asked.append(config.method))
+    monkeypatch.setattr(reference, "names", lambda folder: ["digits"])
+    monkeypatch.setattr(reference, "load", lambda name, folder: known)
+    monkeypatch.setattr(reference, "problem", lambda target, data_dir: asked.append("data") or (None, None))
+    monkeypatch.setattr(posteriors.runs, "write_json", write_with_folder(runs.write_json))
+    run = lambda **given: posteriors.main(posteriors.Options(methods=("MAP", "SGLD"), **given))
+    run(out=tmp_path / "here")
+    assert asked == ["data", "map", "sgld"]
+    run(out=tmp_path / "there")
+    assert len(asked) == 3
+    run(out=tmp_path / "there", again=True)
+    assert asked[3:] == ["data", "map", "sgld"]
+    assert [row["method"] for row in runs.read_json(results)["digits"]] == ["MAP", "SGLD"]
+
+
+def write_with_folder(write):
+    """`runs.write_json` where training, which makes the run's folder, is left out."""
+
+    def replacement(path, value):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, value)
+
+    return replacement
 
 
 def test_means_over_seeds_and_the_wider_of_two_spreads():

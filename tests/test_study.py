@@ -269,29 +269,63 @@ def toys(tmp_path, monkeypatch):
     return types.SimpleNamespace(root=tmp_path, asked=asked, study=found, options=options)
 
 
-def test_a_study_runs_what_is_missing_and_writes_its_page_when_all_is_there(toys, capsys):
+def test_a_study_runs_what_is_missing_and_tells_on_its_page_what_is_not_there(toys):
     page = toys.root / "docs" / "studies" / "toys.md"
     table = dataclasses.replace(toys.options, table=True)
     with pytest.raises(UserError, match="no results of toys yet: run it without --table"):
         study.main(toys.study, table)
     study.main(toys.study, dataclasses.replace(toys.options, only=("VI, 2",)))
-    assert 'still missing: "MAP"; no page yet' in capsys.readouterr().out
-    assert not page.exists()
+    assert "\nNot run yet: MAP.\n" in page.read_text()
+    assert "| **VI, 2** | 0.250 (0.150 to 0.350) | 0.960 | 9 |" in page.read_text()
     study.main(toys.study, toys.options)
     assert [settings.method for settings in toys.asked] == ["vi", "map"]
     assert toys.asked[0].out == toys.root / "runs" / "toys" / "vi-2-0"
     kept = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())
+    assert list(kept["methods"]) == ["MAP", "VI, 2"]
     assert [kept["methods"][label]["runs"][0]["seconds"] for label in ("MAP", "VI, 2")] == [2.0, 9.0]
     assert kept["methods"]["MAP"]["command"] == "python scripts/train.py --method map"
     kept_keys = set(kept["methods"]["MAP"]["runs"][0])
     assert not kept_keys & {"config", "evaluation", "corruptions"}
-    assert "| **VI, 2** | 0.250 (0.150 to 0.350) | 0.960 | 9 |" in page.read_text()
     before = page.read_text()
+    assert "Not run yet" not in before
     page.unlink()
     study.main(toys.study, table)
     assert page.read_text() == before
     study.main(toys.study, toys.options)
     assert len(toys.asked) == 2
+
+
+def test_what_is_recorded_with_the_same_settings_is_not_run_again(toys, capsys):
+    """Results count where the run folders are gone, as in a fresh clone."""
+    study.main(toys.study, toys.options)
+    elsewhere = dataclasses.replace(toys.options, out=toys.root / "elsewhere")
+    study.main(toys.study, elsewhere)
+    assert len(toys.asked) == 2
+    assert "MAP: recorded already\nVI, 2: recorded already" in capsys.readouterr().out
+    changed = {**toys.study.runs, "MAP": [experiment.Config(method="map", beta=0.5)]}
+    study.main(toys.study._replace(runs=changed), elsewhere)
+    assert [(settings.method, settings.beta) for settings in toys.asked[2:]] == [("map", 0.5)]
+    study.main(toys.study._replace(runs=changed, evaluate={"num_draws": 7}), elsewhere)
+    assert [settings.method for settings in toys.asked[3:]] == ["map", "vi"]
+    third = dataclasses.replace(toys.options, out=toys.root / "third", again=True, only=("VI, 2",))
+    study.main(toys.study, third)
+    assert [settings.method for settings in toys.asked[5:]] == ["vi"]
+    kept = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())
+    assert list(kept["methods"]) == ["VI, 2"]  # MAP was recorded as the changed study judges
+
+
+def test_pictures_of_scores_need_no_runs(toys):
+    def draw(recorded, pictures):
+        (pictures / "curve.png").write_bytes(b"")
+        return [f"NLL {recorded['MAP']['runs'][0]['nll']}.", ""]
+
+    drawn = toys.study._replace(draw=draw)
+    study.main(drawn, toys.options)
+    page = toys.root / "docs" / "studies" / "toys.md"
+    (page.with_suffix("") / "curve.png").unlink()
+    study.main(drawn, dataclasses.replace(toys.options, table=True))
+    assert (page.with_suffix("") / "curve.png").exists()
+    assert "\nNLL 0.25.\n\nEverything on this page" in page.read_text()
 
 
 def test_quick_leaves_the_committed_page_alone(toys):
@@ -314,7 +348,7 @@ def test_quick_may_leave_labels_out(toys):
     assert [settings.method for settings in toys.asked[1:]] == ["map", "vi"]
 
 
-def test_what_goes_beyond_scores_is_recorded_and_shown(toys):
+def test_what_goes_beyond_scores_is_recorded_and_shown_when_all_runs_are_there(toys, capsys):
     def analyse(folders, pictures, quick, load):
         assert folders["VI, 2"] == [toys.root / "runs" / "toys" / "vi-2-0"]
         assert pictures.is_dir()
@@ -323,8 +357,11 @@ def test_what_goes_beyond_scores_is_recorded_and_shown(toys):
 
     sections = lambda found: [f"The slope is {found['slope']}.", ""]
     deeper = toys.study._replace(analyse=analyse, sections=sections)
-    study.main(deeper, toys.options)
     page = toys.root / "docs" / "studies" / "toys.md"
+    study.main(deeper, dataclasses.replace(toys.options, only=("VI, 2",)))
+    assert 'still missing: "MAP"; no page yet' in capsys.readouterr().out
+    assert not page.exists()
+    study.main(deeper, toys.options)
     assert (toys.root / "docs" / "studies" / "toys" / "curve.png").exists()
     assert "\nThe slope is 3.\n\nEverything on this page" in page.read_text()
     record = json.loads((toys.root / "docs" / "results" / "toys.json").read_text())

@@ -29,13 +29,16 @@ TITLES = {
 }
 
 
-def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()) -> str:
+def markdown(
+    study: Any, record: Mapping[str, Any], sections: Sequence[str] = (), missing: Sequence[str] = ()
+) -> str:
     """The page.
 
     Args:
         study: `study.Study`.
-        record: what `study.collect` found.
+        record: its results.
         sections: lines for what goes beyond the table.
+        missing: labels that the results do not hold.
     """
     title, _, text = study.text.strip().partition("\n")
     all_runs = [run for entry in record["methods"].values() for run in entry["runs"]]
@@ -56,6 +59,7 @@ def markdown(study: Any, record: Mapping[str, Any], sections: Sequence[str] = ()
         f"{num_draws} posterior draws, or all that a method has. Seconds: wall time of training beside other "
         f"work on {places(run['environment'] for run in all_runs)}.",
         "",
+        *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []),
         *(referral(record) if study.referral else []),
         *sections,
         f"Everything on this page by `{study.command}`; single runs by",
@@ -83,14 +87,14 @@ def overview(studies: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
     """Lines of the table of many studies.
 
     Args:
-        studies: `study.Study` and what `study.collect` found; pages lie in docs/studies.
+        studies: `study.Study` and its results; pages lie in docs/studies.
     """
     found = [["study", "of", "network", "VI", "another posterior", "others report"]]
     for study, record in studies:
         shown = study.overview
         name, label = shown.other or ("", None)
         scored = [
-            cell(record["methods"][of]["runs"], shown.score) if of else "-"
+            cell(record["methods"].get(of, {"runs": ()})["runs"], shown.score)
             for of in (shown.network, shown.vi, label)
         ]
         published = study.published.get(shown.published, {}).get(shown.score, "-")

@@ -5,13 +5,13 @@ checks names, shapes and checksums (zip's CRC) and never unpickles.
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax import files
 from bnn_jax.trees import leaf_names
 from bnn_jax.types import Info, Params, UserError
 
@@ -23,11 +23,8 @@ def write_block(folder: Path, index: int, draws: Params, trace: Info) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = dict(zip(leaf_names(draws), map(np.asarray, jax.tree.leaves(draws)), strict=True))
     arrays |= {TRACE + name: np.asarray(value) for name, value in trace.items()}
-    path = block_path(folder, index)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with files.whole(block_path(folder, index), "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def block_path(folder: Path, index: int) -> Path:

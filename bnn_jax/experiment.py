@@ -8,7 +8,6 @@
 import csv
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from bnn_jax import (
     checkpoint,
     data,
     ensemble,
+    files,
     loop,
     metrics,
     models,
@@ -290,8 +290,7 @@ def record_data(run: Path, found: Dataset, plan: balance.Balanced) -> None:
                 "now, or other values): bring them back, or choose another --out"
             )
         return
-    temporary = run / "split.csv.tmp"
-    with temporary.open("w", newline="") as file:
+    with files.whole(run / "split.csv", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("part", "id", "label"))
         for part in ("train", "val", "test"):
@@ -299,7 +298,6 @@ def record_data(run: Path, found: Dataset, plan: balance.Balanced) -> None:
             labels = [] if y is None else y.tolist()
             ids = found.ids.get(part) or range(len(labels))
             writer.writerows((part, *row) for row in zip(ids, labels, strict=True))
-    os.replace(temporary, run / "split.csv")
     runs.write_json(run / DATA, info)
 
 

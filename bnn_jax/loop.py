@@ -60,7 +60,7 @@ def fit(
         the last state, and the history: name -> (number of chunks,), the chunk means, with `step`.
 
     Raises:
-        UserError: as `stepper`.
+        UserError: as `stepper`, also for weights that the last step made NaN.
     """
     state = start(key, algorithm, params)
     advance = stepper(key, algorithm, data, batch_size=batch_size, chunk_size=chunk_size, mesh=mesh)
@@ -69,6 +69,7 @@ def fit(
         state, info = advance(state, first, last)
         history.append({"step": last, **info})
         progress(last, info)
+    check_finite(state, num_steps)
     return state, {name: np.array([row[name] for row in history]) for name in history[0]} if history else {}
 
 
@@ -212,6 +213,13 @@ def stepper(
         return state, means
 
     return advance
+
+
+def check_finite(state: Any, step: int) -> None:
+    """Raise a UserError if a state holds NaN or infinity: its info is of before the step that made it."""
+    arrays = [np.asarray(a) for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
+    if not all(np.isfinite(a).all() for a in arrays):
+        raise UserError(f"weights became NaN or infinite in step {step}: lower the learning rate")
 
 
 def check_batch(num_data: int, batch_size: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from bnn_jax import files
 from bnn_jax.types import UserError
 
 MARK = "run.json"
@@ -118,9 +119,9 @@ def stream(seed: int, name: str) -> jax.Array:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; NaN is an error."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with files.whole(path) as file:
+        file.write(text)
 
 
 def read_json(path: Path) -> Any:

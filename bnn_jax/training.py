@@ -7,7 +7,6 @@ was not. Chains are kept block by block likewise.
 """
 
 import csv
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from bnn_jax import chains, checkpoint, draws, loop, optimizers, processes, runs, sharding
+from bnn_jax import chains, checkpoint, draws, files, loop, optimizers, processes, runs, sharding
 from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError
 
 Row = dict[str, float]
@@ -107,7 +106,8 @@ def optimise(
         on_row: called with every new row of the history.
 
     Raises:
-        UserError: patience or plateau without `evaluate`, as `loop.stepper`, or a damaged folder.
+        UserError: patience or plateau without `evaluate`, as `loop.stepper`, weights that the last step made
+            NaN, or a damaged folder.
     """
     if evaluate is None and (schedule.patience is not None or schedule.plateau is not None):
         raise UserError("early stopping and reduce-on-plateau need a validation part; the data have none")
@@ -163,6 +163,7 @@ def optimise(
     if schedule.patience is not None:
         step = int(now.best_step)
         state = checkpoint.load(_checkpoint(folder, step), like).state
+    loop.check_finite(state, step)
     checkpoint.save(folder / "state", state)
     outcome = {"step": step, "stopped": stopped, "seconds": before + time.monotonic() - begin}
     if processes.is_first():
@@ -287,9 +288,7 @@ def _write_history(folder, history):
         return
     runs.write_json(folder / HISTORY, history)
     names = list(dict.fromkeys(name for row in history for name in row))
-    temporary = folder / "history.csv.tmp"
-    with temporary.open("w", newline="") as file:
+    with files.whole(folder / "history.csv", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(history)
-    os.replace(temporary, folder / "history.csv")

@@ -152,6 +152,13 @@ def test_fit_stops_at_nan():
     assert "\n" not in str(e.value)
 
 
+def test_fit_refuses_weights_that_its_last_step_made_infinite():
+    """The log joint of a step is that of the weights before it."""
+    broken = map_infer.build(PROBLEM.log_joint(), N, optax.sgd(np.inf))
+    with pytest.raises(UserError, match="weights became NaN or infinite in step 1: lower the learning rate"):
+        fit(40, 1, algorithm=broken)
+
+
 # --- stepper ---------------------------------------------------------------------------------------------
 
 

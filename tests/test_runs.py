@@ -1,6 +1,7 @@
 """Run folders: claimed once, found again, and nobody's files touched."""
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -143,12 +144,12 @@ def test_write_json_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypatc
     path = tmp_path / "results.json"
     runs.write_json(path, {"a": 1})
 
-    def full(self, text, **kwargs):
-        self.open("w").close()
-        raise OSError(28, "No space left on device")
+    class Full(io.TextIOWrapper):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "open", lambda self, *args, **given: Full(io.FileIO(self, "w")))
         with pytest.raises(OSError, match="No space"):
             runs.write_json(path, {"a": 2})
     assert runs.read_json(path) == {"a": 1}

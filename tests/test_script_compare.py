@@ -12,7 +12,7 @@ import pytest
 import tyro
 from problems import load_script
 
-from bnn_jax import distances, runs
+from bnn_jax import distances, files, runs
 from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -295,6 +295,14 @@ def test_exit_codes_and_other_settings_are_refused(finished, tmp_path):
     assert (out / "run.json").read_bytes() == before
     assert run("--no-such-option").returncode == 2
     assert run("--help").returncode == 0
+
+
+def test_a_folder_in_use_is_refused(finished):
+    out, _ = finished
+    with files.held(out):
+        refused = run("--out", out, *TINY)
+    assert refused.returncode == 2
+    assert refused.stderr == f"error: another process is at work in {out}: wait for it, or choose another\n"
 
 
 def test_chains_without_a_reference_are_no_failure(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tyro
 
-from bnn_jax import checkpoint, experiment, trained
+from bnn_jax import checkpoint, experiment, files, trained
 from bnn_jax.commands import train as train_command
 from bnn_jax.types import UserError
 
@@ -244,6 +244,17 @@ def test_a_mistake_is_told_in_one_line(name, train, place, monkeypatch):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(Path().rglob("*")) == before  # nothing begun, nothing overwritten
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    path = medmnist(tmp_path / "a.npz")
+    config = experiment.Config(
+        dataset="medmnist", path=path, net="mlp", method="map", steps=2, batch_size=8, out=tmp_path / "run"
+    )
+    train_command.main(config)
+    with files.held(config.out), pytest.raises(UserError, match="another process is at work in"):
+        train_command.main(config)
+    train_command.main(config)
 
 
 def test_exit_codes(tmp_path):

@@ -410,6 +410,13 @@ def test_an_optimisation_that_becomes_nan(tmp_path):
         train(tmp_path, sgd(1e20))
 
 
+def test_an_optimisation_whose_last_step_makes_weights_infinite(tmp_path):
+    for _ in range(2):  # and when it goes on from the last checkpoint
+        with pytest.raises(UserError, match="weights became NaN or infinite in step 1: lower the learning"):
+            train(tmp_path, sgd(3e38), plan=schedule(num_steps=1))
+    assert not (tmp_path / "outcome.json").exists()
+
+
 # --- chains ----------------------------------------------------------------------------------------------
 
 

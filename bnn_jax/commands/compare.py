@@ -29,6 +29,7 @@ from bnn_jax import (
     diagnostics,
     draws,
     ensemble,
+    files,
     inference_data,
     loop,
     models,
@@ -101,6 +102,12 @@ def main(config: Config) -> int:
     found = data.load(config, config.seed)
     setup = build(config, found)
     runs.claim(out, "compare", runs.as_config(config, leave_out=UNRELATED))
+    with files.held(out):
+        return compare_all(config, found, setup, out, console)
+
+
+def compare_all(config: Config, found: Dataset, setup: Setup, out: Path, console: Console) -> int:
+    """The rest of `main`, in a run folder of its own."""
     recognise(out, found)
     console.print(
         f"{found.name}: N = {len(found.x_train)} training and {len(found.x_test)} test examples; "

@@ -60,8 +60,8 @@ def main(config: Config, found: Dataset | None = None) -> None:
     console = Console()
     if not 0 < config.refer < 1:
         raise UserError(f"--refer must lie between 0 and 1, not {config.refer}")
-    if config.num_draws < 1 or config.num_bootstrap < 1:
-        raise UserError("--num-draws and --num-bootstrap must be at least 1")
+    if config.num_draws < 1 or config.num_bootstrap < 2:
+        raise UserError("--num-draws must be at least 1, and --num-bootstrap at least 2")
     run = trained.load(config.run)
     options = run.config
     if config.data_dir is not None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from bnn_jax import (
     data,
     experiment,
+    files,
     inspection,
     parts,
     processes,
@@ -62,7 +63,8 @@ def main(config: Config, found: Dataset | None = None) -> None:
     if mesh is not None:
         among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         say(f"each batch is split over {mesh.size} devices{among}")
-    with logger(config, run) as on_row:
+    mine = files.held(run) if processes.is_first() else contextlib.nullcontext()
+    with mine, logger(config, run) as on_row:
         outcome = experiment.train(run, built, found, progress=partial(track, console), on_row=on_row)
     if isinstance(outcome, training.Draws):
         say(f"{config.num_chains} chains of {config.num_draws} draws in {outcome.seconds:.0f} s")

@@ -5,7 +5,6 @@ Everything passed in is plain text and is escaped; nothing is read as markup.
 
 import base64
 import io
-import os
 import struct
 from collections.abc import Sequence
 from html import escape
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+
+from bnn_jax import files
 
 _DPI = 200  # pixels an inch of a picture
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing from outside, no script
@@ -67,9 +68,8 @@ def write(path: str | Path, title: str, lead: str, sections: Sequence[Section | 
 """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)  # whole or not at all
+    with files.whole(path) as file:
+        file.write(page)
 
 
 def _section(number, section):

@@ -129,7 +129,7 @@ def sampled(method: str, number: int, draws: int, blocks: int) -> Iterator[Any]:
     settings = dict(num_warmup=0, **METHODS[method])
     algorithm = models.method(method, model, len(data.x_train), **settings)
     keys = jax.random.split(jax.random.key(0), number)
-    starts = jax.vmap(lambda key: models.init(key, model, data.x_train))(keys)
+    starts = models.init(keys, model, data.x_train)
     batch = Batch(data.x_train, data.y_train)
     how = dict(num_warmup=0, num_draws=draws * blocks, block_size=draws)
     return chains.collect(jax.random.key(1), algorithm, starts, batch, **how)

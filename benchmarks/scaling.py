@@ -134,7 +134,7 @@ def measure(count: int, repeats: int, quick: bool, dump: Path) -> dict[str, Any]
             seconds.append(time.perf_counter() - start)
         found = [one for text in texts.values() for one in collectives(text)]
         cases[name] = {"collectives": found, "result": result, "seconds": seconds}
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, data.x))
+    params = models.shapes(model, data.x)
     return {"num_weights": trees.size(params), "cases": cases}
 
 
@@ -165,7 +165,7 @@ def hmc(
         log_joint, model.prior.scale, 0, trajectory_length=0.01, step_size=0.002
     )
     keys = jax.random.split(jax.random.key(0), num_chains)
-    starts = jax.vmap(lambda key: models.init(key, model, data.x))(keys)
+    starts = models.init(keys, model, data.x)
     for block in chains.collect(
         jax.random.key(2),
         method,
@@ -340,7 +340,7 @@ def costs() -> list[dict[str, Any]]:
 def count_weights(net: str, shape: tuple[int, ...]) -> int:
     """Weights of one of our nets with ten outputs."""
     model = models.build(net, 10)
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, jnp.zeros((1, *shape))))
+    params = models.shapes(model, jnp.zeros((1, *shape)))
     return trees.size(params)
 
 

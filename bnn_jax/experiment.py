@@ -95,7 +95,7 @@ def build(config: Config, found: Dataset) -> Experiment:
     transform = _transform(augmentation, found)
     model = models.build(config.net, found.num_classes, config.prior, config.noise, config.compute)
     with parts.told(config.net):
-        like = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, found.x_train.shape[1:]))
+        like = models.shapes(model, _example(config, found.x_train.shape[1:]))
     likelihood = model.likelihood
     if config.balance == "class_weights":
         likelihood = balance.weighted(likelihood, balance.class_weights(labels, found.num_classes))
@@ -251,7 +251,7 @@ def reopen(run: Path) -> Kept | None:
     model = models.build(config.net, info["num_classes"], config.prior, config.noise, config.compute)
     shape = settings.input_shape(config, info["x_shape"])
     algorithm = method(config, model, shape, info["num_data"], info["num_visited"])
-    params = jax.eval_shape(lambda: _init(jax.random.key(0), config, model, info["x_shape"]))
+    params = models.shapes(model, _example(config, info["x_shape"]))
     return Kept(config, info, model, algorithm, params)
 
 
@@ -307,12 +307,12 @@ def _start(experiment, found, count):
     if one is not None:
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), one)
     keys = jax.random.split(runs.stream(config.seed, "init"), count)
-    return jax.vmap(lambda key: _init(key, config, experiment.model, found.x_train.shape[1:]))(keys)
+    return models.init(keys, experiment.model, _example(config, found.x_train.shape[1:]))
 
 
-def _init(key, config, model, shape):
-    """Initial weights of one member."""
-    return models.init(key, model, np.zeros((1, *settings.input_shape(config, shape)), np.float32))
+def _example(config, shape):
+    """An input of the network, for examples of `shape`."""
+    return np.zeros((1, *settings.input_shape(config, shape)), np.float32)
 
 
 def _pretrained(path, like):

@@ -64,9 +64,20 @@ def _number(noise: str) -> float:
 
 
 def init(key: Key, model: Model, x: Any) -> Params:
-    """Initial weights for inputs like `x` (n, ...)."""
-    # compiled as one program, which leaves the forward pass out
-    return jax.jit(model.module.init)(key, jnp.asarray(x[:1], jnp.float32))["params"]
+    """Initial weights for inputs like `x` (n, ...); of several keys, leaves lead with their shape.
+
+    One program, which leaves the forward pass out. It runs once, so on CPU LLVM optimises it little, which
+    took most of its time; the numbers differ by rounding at most. Not to be called under jit.
+    """
+    one = lambda key: model.module.init(key, jnp.asarray(x[:1], jnp.float32))["params"]
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(jax.vmap(one) if key.ndim else one, compiler_options=options)(key)
+
+
+def shapes(model: Model, x: Any) -> Params:
+    """Of the weights for inputs like `x` (n, ...), as `jax.ShapeDtypeStruct`."""
+    like = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+    return jax.eval_shape(model.module.init, jax.random.key(0), like)["params"]
 
 
 def method(

@@ -35,11 +35,26 @@ def small(compute="float32", prior="fan_in"):
     """Model and initial weights of a small conv net."""
     model = models.build("digits", 3, prior, compute=compute)
     model = model._replace(module=Net(), apply=jax.jit(ops.apply_fn(Net(), model.dtype)))
-    return model, jax.jit(lambda key: models.init(key, model, X))(jax.random.key(1))
+    return model, models.init(jax.random.key(1), model, X)
 
 
 def dtypes(tree):
     return {a.dtype for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)}
+
+
+# --- init ------------------------------------------------------------------------------------------------
+
+
+def test_initial_weights_are_those_of_the_module():
+    """Of one key or of several, of the announced shapes; other optimisations of LLVM round otherwise."""
+    model, params = small()
+    plain = lambda key: model.module.init(key, jnp.asarray(X[:1], jnp.float32))["params"]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, params, jax.jit(plain)(jax.random.key(1)))
+    keys = jax.random.split(jax.random.key(2), 3)
+    jax.tree.map(close, models.init(keys, model, X), jax.jit(jax.vmap(plain))(keys))
+    like = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+    assert like(models.shapes(model, X)) == like(params)
 
 
 # --- build -----------------------------------------------------------------------------------------------
@@ -47,7 +62,7 @@ def dtypes(tree):
 
 def test_classification():
     model = models.build("digits", 10)
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), model, np.zeros((3, 8, 8, 1))))
+    params = models.shapes(model, np.zeros((3, 8, 8, 1)))
     outputs = jax.eval_shape(model.apply, params, jnp.zeros((5, 8, 8, 1)))
     assert outputs.shape == (5, 10)
     assert model.likelihood.task == "classification"

@@ -180,7 +180,7 @@ def build(config: Config, found: Dataset) -> Setup:
     loop.check_batch(num_data, config.batch_size)
     model = models.build(config.net, found.num_classes, config.prior, config.noise)
     with parts.told(config.net):
-        like = jax.eval_shape(lambda: models.init(jax.random.key(0), model, found.x_train))
+        like = models.shapes(model, found.x_train)
     make = partial(
         models.method,
         model=model,
@@ -208,7 +208,7 @@ def build(config: Config, found: Dataset) -> Setup:
         for name in dict.fromkeys(("map", *config.methods))
     }
     keys = jax.random.split(runs.stream(config.seed, "init"), config.num_chains)
-    starts = jax.vmap(lambda key: models.init(key, model, found.x_train))(keys)
+    starts = models.init(keys, model, found.x_train)
     for method in methods.values():  # a network that is too large for a method is refused here
         jax.eval_shape(method.init, keys[0], like)
     return Setup(model, starts, methods)

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax import ops
-from bnn_jax.trees import at, held, stack
+from bnn_jax.noise import normal
+from bnn_jax.trees import at, stack
 from bnn_jax.types import Estimator, Key, Posterior, UserError
 
 STRATEGIES = ("vmap", "unroll", "map")
@@ -146,7 +147,7 @@ def local_reparam(
         # batch last, as `lowering` has its outputs in memory.
         batch, *spatial, features = centre.shape
         shape = (features, *spatial, batch)
-        noise = held(key, jax.random.normal(key, shape, jnp.promote_types(centre.dtype, jnp.float32)))
+        noise = normal(key, shape, jnp.promote_types(centre.dtype, jnp.float32))
         return centre + deviation * jnp.swapaxes(noise, 0, -1).astype(centre.dtype)
 
     return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy, dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.noise import normal
 from bnn_jax.types import Key, Params
 
 
@@ -29,24 +30,10 @@ def normal_like(key: Key, tree: Params) -> Params:
     for number, dtype in enumerate(sorted({leaf.dtype for leaf in leaves}, key=str)):
         places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         ends = np.cumsum([leaves[i].size for i in places])
-        drawn = jax.random.normal(jax.random.fold_in(key, number), (int(ends[-1]),), dtype)
-        cut = jnp.split(held(key, drawn), ends[:-1])
+        drawn = normal(jax.random.fold_in(key, number), (int(ends[-1]),), dtype)
+        cut = jnp.split(drawn, ends[:-1])
         noise |= {i: part.reshape(leaves[i].shape) for i, part in zip(places, cut, strict=True)}
     return jax.tree.unflatten(structure, [noise[i] for i in range(len(leaves))])
-
-
-def held(key: Key, noise: jax.Array) -> jax.Array:
-    """`noise`, drawn with `key`, as an array that is computed once.
-
-    XLA's CPU backend fuses the last operations of drawing into whatever reads the numbers: the noise of a
-    bias is computed anew at every pixel of the batch, forwards and backwards. An optimisation barrier does
-    not hold it back. A loop does whose length only the key knows: one turn, for one key in 2^32 a second that
-    does the same.
-    """
-    if jax.default_backend() != "cpu":
-        return noise
-    turns = jnp.where(jax.random.key_data(key).ravel()[0] == 0, 2, 1)
-    return jax.lax.fori_loop(0, turns, lambda i, out: noise, jnp.zeros_like(noise))
 
 
 def at(tree: Any, path: Sequence[str]) -> Any:

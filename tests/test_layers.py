@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [  # from the bottom: a module imports from rows below its own and never from its own or above
     "bnn_jax",
     "types",
+    "noise",
     "trees parts splits pixels processes files",
     "corruptions style views artefacts",
     "lowering",

@@ -1,0 +1,59 @@
+r"""Normal noise, fast where much of it is drawn.
+
+    z = sqrt(2) erfinv(u),  u uniform on (-1, 1) in steps of 2^-22, from the bits of Threefry-2x32
+
+as in `jax.random.normal`, but for the bits: a block of the generator is two words (Salmon et al., Parallel
+random numbers: as easy as 1, 2, 3, SC 2011), of which JAX makes one number. Here it makes two, and the noise
+of a step takes about 0.6 of the time on CPU.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import threefry2x32_p
+
+from bnn_jax.types import Key
+
+
+def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Independent standard normal numbers; as an array that is computed once, see `held`.
+
+    The two halves of the first axis come from the same blocks. Every other axis may be split over devices:
+    each number is a function of key and place alone.
+
+    Args:
+        shape: of at least one axis, and less than 2^32 numbers.
+        dtype: another than float32 takes `jax.random.normal`.
+    """
+    if dtype != jnp.float32:
+        return held(key, jax.random.normal(key, shape, dtype))
+    half = (-(-shape[0] // 2), *shape[1:])
+    count = math.prod(half)
+    strides = [math.prod(half[axis + 1 :]) for axis in range(len(half))]
+    lower = sum(jax.lax.broadcasted_iota(jnp.uint32, half, a) * np.uint32(s) for a, s in enumerate(strides))
+    # Bits as the generator's key: any kind of key will do, and JAX sees that this one is used up.
+    words = threefry2x32_p.bind(*jax.random.bits(key, (2,), jnp.uint32), lower, lower + np.uint32(count))
+    bits = jnp.concatenate(words)[: shape[0]]
+    # 23 bits as the mantissa of a number in [1, 2); then (-1, 1), without its ends, where erfinv is infinite.
+    unit = jax.lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1
+    low = np.nextafter(np.float32(-1), np.float32(0))
+    uniform = jnp.maximum(low, unit * (1 - low) + low)
+    return held(key, np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform))
+
+
+def held(key: Key, noise: jax.Array) -> jax.Array:
+    """`noise`, drawn with `key`, as an array that is computed once.
+
+    XLA's CPU backend fuses the last operations of drawing into whatever reads the numbers: the noise of a
+    bias is computed anew at every pixel of the batch, forwards and backwards. An optimisation barrier does
+    not hold it back. A loop does whose length only the key knows: one turn, for one key in 2^32 a second that
+    does the same.
+    """
+    if jax.default_backend() != "cpu":
+        return noise
+    turns = jnp.where(jax.random.key_data(key).ravel()[0] == 0, 2, 1)
+    return jax.lax.fori_loop(0, turns, lambda i, out: noise, jnp.zeros_like(noise))

@@ -321,6 +321,8 @@ def write(record: Mapping[str, Any], page: Path, references: Path) -> None:
         target = reference.load(name, references)
         own = reference.score(target, target.mean, target.variance, replicates=2)
         lines += [f"## {name}", "", told(target, own["floor"]), "", *table(rows, own), ""]
+        if missing := [label for label in applicable(target) if label not in grouped(rows)]:
+            lines += [f"Not run yet: {'; '.join(missing)}.", ""]
         points = of_seeds(rows)
         figure = cost.against_distance(
             points,

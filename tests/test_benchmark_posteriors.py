@@ -185,6 +185,24 @@ def test_the_table_is_sorted_by_distance():
     ]
 
 
+def test_the_page_tells_what_is_not_run(tmp_path):
+    environment = {
+        "num_cores": 2,
+        "platform": "cpu",
+        "python": "3.11.1",
+        "jax": "0.10.2",
+        "git_commit": "abc",
+    }
+    page = tmp_path / "posteriors.md"
+    rows = [{**row, "environment": environment} for row in ROWS[:3]]
+    posteriors.write({"boston": rows}, page, reference.FOLDER)
+    text = page.read_text()
+    assert "\n\nNot run yet: deep ensemble (5); MC dropout; " in text
+    missing = text.partition("Not run yet: ")[2].partition(".\n")[0].split("; ")
+    assert missing == [m for m in posteriors.METHODS if m not in ("MAP", "SGLD", "HMC, subsampled")]
+    assert (tmp_path / "images" / "posteriors_boston.png").exists()
+
+
 def test_a_row_of_floors_for_every_method():
     rows = [{**row, "in_floors": 10 * row["total_variation"]} for row in ROWS[:3]]
     assert posteriors.floors({"digits": rows, "boston": rows[:2]}).splitlines() == [

@@ -4,8 +4,12 @@ A checkpoint is a folder, written whole or not at all (orbax renames it into pla
 an abstract tree so that a foreign one is refused.
 """
 
+import contextlib
+import errno
+import logging
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,13 @@ from bnn_jax.types import UserError
 
 def save(path: Path, tree: Any) -> None:
     """Write `tree` to the folder `path`, replacing a checkpoint that is there. Of several processes all call
-    this with the same tree; it returns in each once the checkpoint is whole."""
-    ocp.save(path.absolute(), jax.tree.map(np.asarray, tree), overwrite=True)
+    this with the same tree; it returns in each once the checkpoint is whole.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with _quiet(), _told(path):
+        ocp.save(path.absolute(), jax.tree.map(np.asarray, tree), overwrite=True)
 
 
 def save_async(path: Path, tree: Any) -> Callable[[], None]:
@@ -28,11 +37,44 @@ def save_async(path: Path, tree: Any) -> Callable[[], None]:
     processes as `save`.
 
     Returns:
-        waits until it is written; raises what went wrong. Until then nothing is at `path`.
+        waits until it is written; raises what went wrong, of a full disk an OSError. Until then nothing is at
+        `path`.
     """
     # A copy: the next step may reuse the memory that orbax is still reading.
     host = jax.tree.map(lambda a: np.array(a, copy=True), tree)
-    return ocp.save_async(path.absolute(), host).result
+    with contextlib.ExitStack() as until_written:
+        until_written.enter_context(_quiet())
+        with _told(path):
+            written = ocp.save_async(path.absolute(), host)
+        rest = until_written.pop_all()
+
+    def wait() -> None:
+        with rest, _told(path):
+            written.result()
+
+    return wait
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """orbax logs what it raises, too, with the tracebacks of all its threads."""
+    logger, below = logging.getLogger("absl"), lambda record: record.levelno < logging.ERROR
+    logger.addFilter(below)
+    try:
+        yield
+    finally:
+        logger.removeFilter(below)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A full disk is an OSError, as of any other file; tensorstore has a ValueError for it."""
+    try:
+        yield
+    except ValueError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def load(path: Path, like: Any) -> Any:

@@ -1,6 +1,9 @@
 """A state comes back from disk as it was saved, or not at all."""
 
+import errno
+import logging
 import shutil
+import types
 from typing import NamedTuple
 
 import jax
@@ -143,6 +146,40 @@ def test_save_async_raises_when_asked(tmp_path, monkeypatch):
     wait = checkpoint.save_async(tmp_path / "step-00000001", {"a": np.zeros(3)})
     with pytest.raises(OSError, match="No space left"):
         wait()
+
+
+def test_a_full_disk_is_the_error_that_it_is_elsewhere(tmp_path, monkeypatch, caplog):
+    """And not told twice: orbax logs with a traceback what it raises."""
+    message = 'RESOURCE_EXHAUSTED: Error writing "t/c" in OCDBT database'
+
+    def full(*args, **kwargs):
+        logging.getLogger("absl").error("_SignalingThread.run() raised an exception: %s", message)
+        raise ValueError(message)
+
+    begun = types.SimpleNamespace(result=full)
+    monkeypatch.setattr(checkpoint.ocp, "save", full)
+    monkeypatch.setattr(checkpoint.ocp, "save_async", lambda *args: begun)
+    filters = list(logging.getLogger("absl").filters)
+    path = tmp_path / "step-00000001"
+    with pytest.raises(OSError, match=str(path)) as caught:
+        checkpoint.save(path, state())
+    assert caught.value.errno == errno.ENOSPC
+    wait = checkpoint.save_async(path, state())
+    with pytest.raises(OSError, match="No space left"):
+        wait()
+    assert logging.getLogger("absl").filters == filters
+    assert not caplog.records
+    with pytest.raises(OSError, match="No space left"):  # whoever asks again is told again
+        wait()
+
+
+def test_other_errors_of_writing_stay_what_they_are(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("INVALID_ARGUMENT: a name")
+
+    monkeypatch.setattr(checkpoint.ocp, "save", broken)
+    with pytest.raises(ValueError, match="a name"):
+        checkpoint.save(tmp_path / "state", state())
 
 
 def test_steps_are_those_that_are_whole(tmp_path):

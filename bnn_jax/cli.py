@@ -6,6 +6,7 @@ interrupted, 141 whoever read the output (`| head`) has gone. Anything else is a
 
 import ctypes
 import errno
+import io
 import os
 import platform
 import sys
@@ -40,6 +41,8 @@ def run(
             Accelerators are taken as they are.
         several: whether `main` runs as several processes, where there are (`processes.join`).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need be no UTF-8
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         keep_memory()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
 _STYLE = {
@@ -74,10 +75,17 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     def wrapper(*args, **kwargs):
         with matplotlib.rc_context(_STYLE):
             figure = function(*args, **kwargs)
+            for text in figure.findobj(Text):
+                text.set_text(drawable(text.get_text()))
             figure.draw_without_rendering()  # ticks are made on the first draw: make them in this style
         return figure
 
     return wrapper
+
+
+def drawable(text: str) -> str:
+    """`text` as Matplotlib can draw it: bytes of a file's name that are no UTF-8 become a sign for that."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def canvas(width: float, height: float, text: str = "") -> Figure:

@@ -112,6 +112,23 @@ cli.run(main, Config, "A script.")
     assert (script.returncode, error) == (141, b"")
 
 
+def test_names_that_are_no_utf_8_are_printed_as_they_are():
+    program = """
+import dataclasses
+from rich.console import Console
+from bnn_jax import cli
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+cli.run(lambda config: Console().print(b"caf\\xe9.png".decode("utf-8", "surrogateescape")), Config, "A script.")
+"""
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=strict)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\xe9.png\n", b"")
+
+
 COMPILES = """
 import dataclasses, jax
 from bnn_jax import cli

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from rich.console import Console
 
 from bnn_jax import style
@@ -413,6 +414,23 @@ def test_colours_are_fixed_and_differ_among_known_methods():
     assert len({style.colour(name) for name in known}) == len({style.marker(name) for name in known}) == 10
     assert style.colour("HMC") == style.colour("hmc")
     assert style.colour("something new") == style.colour("something new") != style.colour("hmc")
+
+
+def test_names_that_are_no_utf_8_are_drawn():
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+
+    @style.styled
+    def figure():
+        made = style.canvas(3, 2, name)
+        axes = made.subplots()
+        axes.plot([1], [1], label=name)
+        axes.set_title(name)
+        axes.legend()
+        return made
+
+    texts = {text.get_text() for text in figure().findobj(Text)}
+    assert "caf\ufffd.png" in texts
+    assert name not in texts
 
 
 def test_save_is_deterministic_and_names_no_software(tmp_path):

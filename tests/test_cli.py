@@ -122,7 +122,8 @@ from bnn_jax import cli
 class Config:
     seed: int = 0
 
-cli.run(lambda config: Console().print(b"caf\\xe9.png".decode("utf-8", "surrogateescape")), Config, "A script.")
+name = b"caf\\xe9.png".decode("utf-8", "surrogateescape")
+cli.run(lambda config: Console().print(name), Config, "A script.")
 """
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=strict)

@@ -323,6 +323,9 @@ def write(record: Mapping[str, Any], page: Path, references: Path) -> None:
         lines += [f"## {name}", "", told(target, own["floor"]), "", *table(rows, own), ""]
         if missing := [label for label in applicable(target) if label not in grouped(rows)]:
             lines += [f"Not run yet: {'; '.join(missing)}.", ""]
+        number = {label: len(own) for label, own in grouped(rows).items()}
+        if fewer := [label for label in number if number[label] < max(number.values())]:
+            lines += [f"With fewer seeds than the others so far: {'; '.join(fewer)}.", ""]
         points = of_seeds(rows)
         figure = cost.against_distance(
             points,

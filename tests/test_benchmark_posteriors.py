@@ -200,6 +200,7 @@ def test_the_page_tells_what_is_not_run(tmp_path):
     assert "\n\nNot run yet: deep ensemble (5); MC dropout; " in text
     missing = text.partition("Not run yet: ")[2].partition(".\n")[0].split("; ")
     assert missing == [m for m in posteriors.METHODS if m not in ("MAP", "SGLD", "HMC, subsampled")]
+    assert "\n\nWith fewer seeds than the others so far: SGLD.\n\n" in text
     assert (tmp_path / "images" / "posteriors_boston.png").exists()
 
 

@@ -71,7 +71,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Laplace, Kronecker, sampled": dict(method="laplace(predictive='sampled')"),
     "VI, mean field": dict(method="vi"),
     "mixture of VI (5)": dict(method="vi", members=5),
-    "VI, low rank": dict(method="vi", posterior="low_rank", estimator="sampling", learning_rate=3e-3),
+    "VI, low rank": dict(method="vi", posterior="low_rank", estimator="sampling"),
     "VI, Kronecker": dict(method="vi", posterior="kronecker", estimator="sampling"),
     "IVON": dict(method="ivon"),
     "rank-1": dict(method="rank_one"),

@@ -14,13 +14,12 @@ own on one core, with one thread that computes:
     KL         the KL term that a library adds to its loss, by the closed form at the same posterior: 1 if
                it is right; where it is estimated from draws, the mean of 30
 
-The contestants take turns and ratios are taken within a turn, as in `leapfrog.py`. Where the quartiles of a
-ratio differ by more than a quarter, or are of fewer than three turns, it is not told. Other work on the
-machine changes CPU time little, by shared caches and clock rates. All keep the memory that they free, as
-`cli.keep_memory` has it for our scripts: it spares the others, too, the system's work. Whole turns are kept
-on Ctrl-C. "deterministic" is the plain network with the same optimiser; 30 passes of it stand for draws. A
-peer that is not installed or fails is listed as such. The PyTorch libraries may have an environment of their
-own:
+The contestants take turns, ratios are taken within a turn, and what their spread hides is not told: `timing`.
+Other work on the machine changes CPU time little, by shared caches and clock rates. All keep the memory that
+they free, as `cli.keep_memory` has it for our scripts: it spares the others, too, the system's work. Whole
+turns are kept on Ctrl-C. "deterministic" is the plain network with the same optimiser; 30 passes of it stand
+for draws. A peer that is not installed or fails is listed as such. The PyTorch libraries may have an
+environment of their own:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.13.0 torchvision==0.28.0
@@ -56,23 +55,26 @@ JAX = (*OURS, "flax, deterministic", "numpyro", "blackjax")
 FASTEST = ("ivon-opt", "bayesian-torch", "bayesian-torch, flipout")
 TORCH = ("torch, deterministic", *FASTEST, "blitz", "posteriors", "torch-uncertainty")
 PEERS = (*FASTEST, "blitz", "posteriors", "torch-uncertainty", "numpyro", "blackjax")  # the Bayesian ones
-BARS = {  # ratio: what is measured, of whom, the best of whom, at least
-    "train: ours / fastest of ivon-opt and bayesian-torch": ("train", "ours", FASTEST, 1.0),
-    "train: ours / numpyro": ("train", "ours", ("numpyro",), 1.8),
-    "train: ours / blackjax": ("train", "ours", ("blackjax",), 1.8),
-    "predict: ours faster than the fastest peer by": ("predict", "ours", PEERS, 1.5),
-    "train: ours / flax, deterministic": ("train", "ours", ("flax, deterministic",), None),
+RATIOS = {  # name: what is measured, of whom, by the best of whom
+    "train: ours / fastest of ivon-opt and bayesian-torch": ("train", "ours", FASTEST),
+    "train: ours / numpyro": ("train", "ours", ("numpyro",)),
+    "train: ours / blackjax": ("train", "ours", ("blackjax",)),
+    "predict: ours faster than the fastest peer by": ("predict", "ours", PEERS),
+    "train: ours / flax, deterministic": ("train", "ours", ("flax, deterministic",)),
     "train: ours, flipout / bayesian-torch, flipout": (
         "train",
         "ours, flipout",
         ("bayesian-torch, flipout",),
-        None,
     ),
 }
-WIDE = 1.25  # upper by lower quartile of a ratio beyond which it is not told
+BARS = {
+    "train: ours / fastest of ivon-opt and bayesian-torch": ("at least", 1.0),
+    "train: ours / numpyro": ("at least", 1.8),
+    "train: ours / blackjax": ("at least", 1.8),
+    "predict: ours faster than the fastest peer by": ("at least", 1.5),
+}
 # As `cli.keep_memory`, for every library alike.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
-FEW = 3  # turns below which no ratio is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,29 +244,17 @@ def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict
             "accuracy": found["accuracy"],
         }
     ratios = {}
-    for label, (what, one, others, bar) in BARS.items():
+    for label, (what, one, others) in RATIOS.items():
         there = [speeds[what][name] for name in others if name in speeds[what]]
         if one in speeds[what] and there:
-            values = timing.spread(speeds[what][one] / np.max(there, axis=0))
-            values["turns"] = len(there[0])
-            ratios[label] = {**values, "bar": bar, "met": verdict(values, bar), "hidden": hidden(values)}
+            ratios[label] = speeds[what][one] / np.max(there, axis=0)
     num_turns = max((len(values) for values in speeds["train"].values()), default=0)
-    return {"num_turns": num_turns, "contestants": rows, "ratios": ratios, "versions": versions}
-
-
-def verdict(ratio: Mapping[str, float], bar: float | None) -> str:
-    """Whether a ratio is at least its bar: "yes", "no", or "unclear" where the spread hides the ratio or the
-    quartiles lie on both sides; empty without a bar."""
-    if bar is None:
-        return ""
-    if hidden(ratio) or ratio["q25"] < bar <= ratio["q75"]:
-        return "unclear"
-    return "yes" if ratio["q25"] >= bar else "no"
-
-
-def hidden(ratio: Mapping[str, float]) -> bool:
-    """Whether a ratio is not to be told: its quartiles are too far apart, or of too few turns."""
-    return ratio["turns"] < FEW or ratio["q75"] > WIDE * ratio["q25"]
+    return {
+        "num_turns": num_turns,
+        "contestants": rows,
+        "ratios": timing.judged(ratios, BARS),
+        "versions": versions,
+    }
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -283,11 +273,7 @@ def table(results: Mapping[str, Any]) -> str:
         kl = "-" if row["kl_ratio"] is None else f"{row['kl_ratio']:.3g}"
         cells = (timing.number(row["steps_per_second"]), timing.number(row["predict_seconds"]))
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['start_seconds']:.3g} | {kl} |")
-    lines += ["", "| ratio | median (quartiles) | bar | met |", "|---|---|---|---|"]
-    for name, ratio in results["ratios"].items():
-        told = "hidden by the spread, or too few turns" if ratio["hidden"] else timing.number(ratio)
-        bar = "" if ratio["bar"] is None else f"at least {ratio['bar']:g}"
-        lines.append(f"| {name} | {told} | {bar} | {ratio['met']} |")
+    lines += ["", *timing.ratio_table(results["ratios"])]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     about = f"{results['num_turns']} turns on one core; Python {environment['python']}"
     return "\n".join([*lines, "", f"{about}; {versions}."])

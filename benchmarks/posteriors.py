@@ -27,7 +27,6 @@ from rich.console import Console
 from bnn_jax import (
     cli,
     compare,
-    data,
     diagnostics,
     draws,
     experiment,
@@ -231,10 +230,9 @@ def judged(target: reference.Reference, place: Path, found: Any, label: str, see
         run = trained.load(place)
     except UserError as error:  # no sound chain: that is the result
         return row | {"note": str(error).partition(": ")[2]}
-    mean, noise = trained.each(run, found.x_test, run.num_draws or DRAWS)
+    predict = trained.each if found.num_classes else trained.regress
+    mean, noise = predict(run, found.x_test, run.num_draws or DRAWS)
     number = len(mean)
-    if not found.num_classes:
-        mean, noise = data.in_own_unit(found.scaling, mean, noise)
     block = 1
     if run.chains is not None:
         mean, noise = mean[run.chains], noise[run.chains]

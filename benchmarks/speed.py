@@ -256,7 +256,7 @@ def table(results: dict[str, Any]) -> str:
     lines += ["| samples | ms, median (quartiles) | times the first | MB |", "|---|---|---|---|"]
     ratios = {name.partition(" / ")[0]: found for name, found in many["ratios"].items()}
     for name, found in many["milliseconds"].items():
-        ratio = timing.HIDDEN if timing.hidden(ratios[name]) else f"{ratios[name]['median']:.3g}"
+        ratio = timing.hidden(ratios[name]) or f"{ratios[name]['median']:.3g}"
         lines.append(f"| {name} | {timing.number(found)} | {ratio} | {many['megabytes'][name]:.1f} |")
     bars = [(name, found) for name, found in many["ratios"].items() if "bar" in found]
     lines += ["", *(f"{name}: {found['bar']}, {found['verdict']}." for name, found in bars), ""]

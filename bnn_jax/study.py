@@ -116,29 +116,24 @@ def main(study: Study, options: Options) -> None:
         results.parent.mkdir(parents=True, exist_ok=True)
         judgement = {**study.evaluate, **(study.quick_evaluate if options.quick else {})}
         digests = {label: digest(configs, judgement) for label, configs in plan.items()}
+        labels = {label: plan[label] for label in options.only or plan}
         load = loader()
-        for label in options.only or plan:
-            if study.analyse is None and not options.again and label in recorded(results, digests):
-                console.print(f"{label}: recorded already", highlight=False)
-                continue
-            for fold, config in enumerate(plan[label]):
-                place = run_folder(where, label, fold)
-                if not judged(place, config, judgement):
-                    console.rule(f"{label}, run {fold + 1} of {len(plan[label])}")
-                    config = dataclasses.replace(config, out=place, data_dir=options.data_dir)
-                    train_and_judge(config, None if config.stream else load(config), judgement)
-            if study.analyse is None:
-                found = recorded(results, digests) | collect({label: plan[label]}, where, digests)
+        make = partial(make_runs, where=where, judgement=judgement, options=options, load=load)
+        if study.analyse is None:
+            for label, configs in labels.items():
+                found = recorded(results, digests)
+                if label in found and not options.again:
+                    console.print(f"{label}: recorded already", highlight=False)
+                    continue
+                make(label, configs)
+                found |= collect({label: configs}, where, digests)
                 methods = {label: found[label] for label in plan if label in found}
                 runs.write_json(results, {"study": study.name, "methods": methods})
-        if study.analyse is not None:
-            folders = {
-                label: [run_folder(where, label, i) for i in range(len(c))] for label, c in plan.items()
-            }
-            complete = lambda label: all(
-                map(partial(judged, judgement=judgement), folders[label], plan[label])
-            )
-            if missing := [label for label in plan if not complete(label)]:
+        else:
+            for label, configs in labels.items():
+                make(label, configs)
+            folders = {label: run_folders(where, label, configs) for label, configs in plan.items()}
+            if missing := [label for label in plan if not complete(folders[label], plan[label], judgement)]:
                 console.print(f"still missing: {quoted(missing)}; no page yet")
                 return
             analysis = study.analyse(folders, pictures(page), options.quick, load)
@@ -146,6 +141,22 @@ def main(study: Study, options: Options) -> None:
             runs.write_json(results, {"study": study.name, "methods": methods, "analysis": analysis})
     write(study, results, page, plan)
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
+
+
+def make_runs(
+    label: str,
+    configs: Sequence[Config],
+    where: Path,
+    judgement: Mapping[str, Any],
+    options: Options,
+    load: Load,
+) -> None:
+    """Train and judge what is missing of a label."""
+    for fold, (place, config) in enumerate(zip(run_folders(where, label, configs), configs, strict=True)):
+        if not judged(place, config, judgement):
+            Console().rule(f"{label}, run {fold + 1} of {len(configs)}")
+            config = dataclasses.replace(config, out=place, data_dir=options.data_dir)
+            train_and_judge(config, None if config.stream else load(config), judgement)
 
 
 def write(study: Study, results: Path, page: Path, labels: Iterable[str]) -> None:
@@ -198,9 +209,14 @@ def planned(study: Study, quick: bool) -> dict[str, list[Config]]:
     return {label: [dataclasses.replace(study.runs[label][0], **study.quick)] for label in labels}
 
 
-def run_folder(where: Path, label: str, fold: int) -> Path:
-    """The folder of one run."""
-    return where / f"{runs.slug(label)}-{fold}"
+def run_folders(where: Path, label: str, configs: Sequence[Config]) -> list[Path]:
+    """The folders of a label's runs."""
+    return [where / f"{runs.slug(label)}-{fold}" for fold in range(len(configs))]
+
+
+def complete(places: Sequence[Path], configs: Sequence[Config], judgement: Mapping[str, Any]) -> bool:
+    """Whether every run of a label is judged."""
+    return all(map(partial(judged, judgement=judgement), places, configs))
 
 
 def judged(run: Path, config: Config, judgement: Mapping[str, Any]) -> bool:
@@ -249,8 +265,7 @@ def collect(plan: Mapping[str, Sequence[Config]], where: Path, digests: Mapping[
     found: dict[str, Any] = {}
     for label, configs in plan.items():
         records = []
-        for fold in range(len(configs)):
-            run = run_folder(where, label, fold)
+        for run in run_folders(where, label, configs):
             scores = runs.read_json(run / evaluate.RESULT)
             environment = scores.pop("environment")
             kept = {k: v for k, v in scores.items() if k not in ("config", "evaluation", "corruptions")}

@@ -2,8 +2,8 @@
 
 On a machine that others use, seconds of one program after those of another compare the machine with itself.
 So contestants take turns, and every ratio is taken within a turn. Medians and quartiles over turns; a ratio
-whose quartiles lie further apart than `WIDEST` of its median is not told, and a bar between the quartiles
-is neither met nor missed.
+of fewer than `FEWEST` turns, or whose quartiles lie further apart than `WIDEST` of its median, is not told,
+and a bar between the quartiles is neither met nor missed.
 """
 
 import os
@@ -15,7 +15,9 @@ import jax
 import numpy as np
 
 WIDEST = 0.25
+FEWEST = 3
 HIDDEN = "the spread hides it"
+FEW = "too few turns"
 
 
 def pin() -> None:
@@ -71,9 +73,9 @@ def take_turns(
 
 
 def spread(values: Any) -> dict[str, float]:
-    """Median and quartiles of (turns,)."""
+    """Median and quartiles of (turns,), and their number."""
     low, median, high = np.quantile(np.asarray(values), [0.25, 0.5, 0.75])
-    return {"median": float(median), "q25": float(low), "q75": float(high)}
+    return {"median": float(median), "q25": float(low), "q75": float(high), "turns": len(values)}
 
 
 def milliseconds(seconds: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -82,19 +84,23 @@ def milliseconds(seconds: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def judge(found: Mapping[str, float], side: str, bar: float) -> str:
-    """ "met", "not met", or `HIDDEN`, for a ratio's spread.
+    """ "met", "not met", or why nothing can be said, for a ratio's spread.
 
     Args:
         side: "at most" or "at least".
     """
-    if hidden(found) or found["q25"] < bar < found["q75"]:
+    if why := hidden(found):
+        return why
+    if found["q25"] < bar < found["q75"]:
         return HIDDEN
     return "met" if (found["median"] <= bar if side == "at most" else found["median"] >= bar) else "not met"
 
 
-def hidden(found: Mapping[str, float]) -> bool:
-    """Whether a spread is too wide for its median to be told."""
-    return found["q75"] - found["q25"] > WIDEST * abs(found["median"])
+def hidden(found: Mapping[str, float]) -> str:
+    """Why the median of a spread is not to be told; empty if it is."""
+    if found["turns"] < FEWEST:
+        return FEW
+    return HIDDEN if found["q75"] - found["q25"] > WIDEST * abs(found["median"]) else ""
 
 
 def judged(ratios: Mapping[str, Any], bars: Mapping[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
@@ -115,6 +121,6 @@ def ratio_table(ratios: Mapping[str, Mapping[str, Any]], head: str = "ratio") ->
     """Lines of Markdown for what `judged` returns."""
     lines = [f"| {head} | median (quartiles) | bar | verdict |", "|---|---|---|---|"]
     for name, found in ratios.items():
-        told = HIDDEN if hidden(found) else number(found)
+        told = hidden(found) or number(found)
         lines.append(f"| {name} | {told} | {found.get('bar', '')} | {found.get('verdict', '')} |")
     return lines

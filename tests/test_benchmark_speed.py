@@ -42,6 +42,7 @@ def test_turns_are_taken_in_turn():
         ([10, 11, 12], "at least", 10, "met"),
         ([10, 11, 12], "at least", 12, "not met"),
         ([1.0, 2.0, 3.0], "at most", 9, timing.HIDDEN),  # quartiles 1.5 and 2.5 of a median of 2
+        ([1.0, 1.0], "at most", 9, timing.FEW),
     ],
 )
 def test_verdicts(values, side, bar, verdict):
@@ -49,13 +50,12 @@ def test_verdicts(values, side, bar, verdict):
     assert set(found) == {"r", "s"}
     assert found["r"] == {**timing.spread(values), "bar": f"{side} {bar:g}", "verdict": verdict}
     assert found["s"] == timing.spread(values)
-    wide = timing.hidden(found["r"])
-    told = timing.HIDDEN if wide else timing.number(found["r"])
+    told = timing.hidden(found["r"]) or timing.number(found["r"])
     assert timing.ratio_table(found)[2] == f"| r | {told} | {side} {bar:g} | {verdict} |"
 
 
 def test_spread():
-    assert timing.spread([1, 2, 3, 4, 5]) == {"median": 3, "q25": 2, "q75": 4}
+    assert timing.spread([1, 2, 3, 4, 5]) == {"median": 3, "q25": 2, "q75": 4, "turns": 5}
     assert timing.number(timing.spread([1, 2, 3, 4, 5])) == "3 (2 to 4)"
 
 
@@ -78,7 +78,7 @@ def test_ratios_and_shares_of_known_times(monkeypatch):
 
     monkeypatch.setattr(speed, "step", step)
     monkeypatch.setattr(speed, "product", lambda dtype, config: lambda: 0.1)
-    config = speed.Config(repeats=2, samples=(1, 8))
+    config = speed.Config(repeats=3, samples=(1, 8))
     steps, samples = speed.steps(config), speed.samples(config)
     ratio = steps["ratios"]["lenet, sampling / MAP"]
     assert (ratio["median"], ratio["bar"], ratio["verdict"]) == (1.5, "at most 1.1", "not met")

@@ -52,8 +52,10 @@ def test_a_study_has_what_it_promises(name):
         assert published
         assert set(published) <= set(found.columns), label
         assert all(isinstance(value, float) for value in published.values())
-    places = {study.run_folder(Path("x"), label, i) for label in found.runs for i in range(2)}
-    assert len(places) == 2 * len(found.runs)
+    places = {
+        p for label, configs in found.runs.items() for p in study.run_folders(Path("x"), label, configs)
+    }
+    assert len(places) == sum(map(len, found.runs.values()))
     shown = found.overview
     assert shown.score in found.columns
     assert {shown.network, shown.vi, (shown.other or (None, None))[1]} - {None} <= set(found.runs)

@@ -51,20 +51,22 @@ def main(config: Config, found: Dataset | None = None) -> None:
     built = experiment.build(config, found)
     run = settings.folder(config)
     given, defaults = (runs.as_config(c, leave_out=("out",)) for c in (config, Config()))
-    with processes.first_before_others():
-        runs.claim(run, experiment.SCRIPT, given, settings.FREE, defaults)
-        experiment.record_data(run, found, built.plan)
-        describe(run, found, config.group_by, console)
     say = partial(console.print, highlight=False, soft_wrap=True)
-    num_data = f"N = {built.plan.num_data:,} in the objective"
-    note = "" if config.balance == "none" else f"; {built.plan.note}"
-    say(f"{config.net}, prior {config.prior}, {config.method}: {num_data}{note}")
-    mesh = sharding.batch_mesh(config.batch_size)
-    if mesh is not None:
-        among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        say(f"each batch is split over {mesh.size} devices{among}")
-    mine = files.held(run) if processes.is_first() else contextlib.nullcontext()
-    with mine, logger(config, run) as on_row:
+    with contextlib.ExitStack() as until_done:
+        with processes.first_before_others():
+            runs.claim(run, experiment.SCRIPT, given, settings.FREE, defaults)
+            if processes.is_first():
+                until_done.enter_context(files.held(run))
+            experiment.record_data(run, found, built.plan)
+            describe(run, found, config.group_by, console)
+        num_data = f"N = {built.plan.num_data:,} in the objective"
+        note = "" if config.balance == "none" else f"; {built.plan.note}"
+        say(f"{config.net}, prior {config.prior}, {config.method}: {num_data}{note}")
+        mesh = sharding.batch_mesh(config.batch_size)
+        if mesh is not None:
+            among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+            say(f"each batch is split over {mesh.size} devices{among}")
+        on_row = until_done.enter_context(logger(config, run))
         outcome = experiment.train(run, built, found, progress=partial(track, console), on_row=on_row)
     if isinstance(outcome, training.Draws):
         say(f"{config.num_chains} chains of {config.num_draws} draws in {outcome.seconds:.0f} s")

@@ -3,20 +3,23 @@ r"""Normal noise, fast where much of it is drawn.
     z = sqrt(2) erfinv(u),  u uniform on (-1, 1) in steps of 2^-22, from the bits of Threefry-2x32
 
 as in `jax.random.normal`, but for the bits: a block of the generator is two words (Salmon et al., Parallel
-random numbers: as easy as 1, 2, 3, SC 2011), of which JAX makes one number. Here it makes two, and the noise
-of a step takes about 0.6 of the time on CPU.
+random numbers: as easy as 1, 2, 3, SC 2011), of which JAX makes one number. Here it makes two, and the rounds
+are written out, where JAX's CPU backend loops over the whole array in each: the noise of a step takes about
+0.6 of the time on CPU, and noise of several axes compiles in a third.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry2x32_p
 
 from bnn_jax.types import Key
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of Threefry-2x32, in turn for four rounds each
 
 
 def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -32,21 +35,43 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
     if dtype != jnp.float32:
         return held(key, jax.random.normal(key, shape, dtype))
     half = (-(-shape[0] // 2), *shape[1:])
-    count = math.prod(half)
-    strides = [math.prod(half[axis + 1 :]) for axis in range(len(half))]
-    lower = sum(jax.lax.broadcasted_iota(jnp.uint32, half, a) * np.uint32(s) for a, s in enumerate(strides))
     # Bits as the generator's key: any kind of key will do, and JAX sees that this one is used up.
-    words = threefry2x32_p.bind(*jax.random.bits(key, (2,), jnp.uint32), lower, lower + np.uint32(count))
-    bits = jnp.concatenate(words)[: shape[0]]
+    words = threefry(jax.random.bits(key, (2,), jnp.uint32), half)
+    return jnp.concatenate(held(key, tuple(map(normal_of, words))))[: shape[0]]
+
+
+@partial(jax.jit, static_argnums=1)
+def threefry(key: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Two words of random bits for every place of `shape`.
+
+    Args:
+        key: (2,) uint32.
+    """
+    count = math.prod(shape)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    places = sum(jax.lax.broadcasted_iota(jnp.uint32, shape, a) * np.uint32(s) for a, s in enumerate(strides))
+    keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    x, y = places + keys[0], places + np.uint32(count) + keys[1]
+    for i in range(5):
+        for bits in ROTATIONS[i % 2]:
+            x = x + y
+            y = ((y << np.uint32(bits)) | (y >> np.uint32(32 - bits))) ^ x
+        x = x + keys[(i + 1) % 3]
+        y = y + keys[(i + 2) % 3] + np.uint32(i + 1)
+    return x, y
+
+
+def normal_of(bits: jax.Array) -> jax.Array:
+    """A normal number of every word."""
     # 23 bits as the mantissa of a number in [1, 2); then (-1, 1), without its ends, where erfinv is infinite.
     unit = jax.lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1
     low = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum(low, unit * (1 - low) + low)
-    return held(key, np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform))
+    return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def held(key: Key, noise: jax.Array) -> jax.Array:
-    """`noise`, drawn with `key`, as an array that is computed once.
+def held(key: Key, noise: Any) -> Any:
+    """`noise`, drawn with `key`, one array or several, computed once.
 
     XLA's CPU backend fuses the last operations of drawing into whatever reads the numbers: the noise of a
     bias is computed anew at every pixel of the batch, forwards and backwards. An optimisation barrier does
@@ -56,4 +81,4 @@ def held(key: Key, noise: jax.Array) -> jax.Array:
     if jax.default_backend() != "cpu":
         return noise
     turns = jnp.where(jax.random.key_data(key).ravel()[0] == 0, 2, 1)
-    return jax.lax.fori_loop(0, turns, lambda i, out: noise, jnp.zeros_like(noise))
+    return jax.lax.fori_loop(0, turns, lambda i, out: noise, jax.tree.map(jnp.zeros_like, noise))

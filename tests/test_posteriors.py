@@ -142,7 +142,7 @@ def covariance(name, phi):
     """(P, P) in float64, from phi alone."""
     if name == "low_rank":
         std = np.log1p(np.exp(flat(phi.rho).astype(np.float64)))
-        factor = flat(phi.factor, 1).astype(np.float64)
+        factor = flat(phi.directions, 1).astype(np.float64)
         return std[:, None] * (np.eye(len(std)) + factor.T @ factor) * std
     blocks = []
     for rows, columns in zip(jax.tree.leaves(phi.rows), jax.tree.leaves(phi.columns), strict=True):

@@ -27,7 +27,7 @@ class LowRank(NamedTuple):
 
     mean: Params
     rho: Params  # std = softplus(rho)
-    factor: Params  # V, leaves (K, ...)
+    directions: Params  # V, leaves (K, ...)
 
 
 def build(init_std: float = 0.01, rank: int = 5) -> Posterior:
@@ -41,36 +41,36 @@ def build(init_std: float = 0.01, rank: int = 5) -> Posterior:
         raise UserError(f"the posterior's rank must be at least 1, not {rank}")
 
     def init(params: Params) -> LowRank:
-        factor = jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params)
-        return LowRank(params, rho_like(params, init_std), factor)
+        directions = jax.tree.map(lambda a: jnp.zeros((rank, *a.shape), a.dtype), params)
+        return LowRank(params, rho_like(params, init_std), directions)
 
     def sample(key: Key, phi: LowRank) -> Params:
         key_each, key_common = jax.random.split(key)
         common = jax.random.normal(key_common, (rank,))
         move = lambda m, r, e, v: m + jax.nn.softplus(r) * (e + jnp.tensordot(common, v, 1))
-        return jax.tree.map(move, phi.mean, phi.rho, normal_like(key_each, phi.mean), phi.factor)
+        return jax.tree.map(move, phi.mean, phi.rho, normal_like(key_each, phi.mean), phi.directions)
 
     def log_prob(phi: LowRank, params: Params) -> jax.Array:
         std = jax.tree.map(jax.nn.softplus, phi.rho)
         away = jax.tree.map(lambda w, m, s: (w - m) / s, params, phi.mean, std)
-        chol = _inner(phi.factor)
-        along = jax.tree.map(lambda v, s: v.reshape(rank, -1) @ s.ravel(), phi.factor, away)
+        chol = _inner(phi.directions)
+        along = jax.tree.map(lambda v, s: v.reshape(rank, -1) @ s.ravel(), phi.directions, away)
         squares = tree_sum(jax.tree.map(jnp.square, away))
         squares -= jnp.sum(solve_triangular(chol, sum(jax.tree.leaves(along)), lower=True) ** 2)
         return -0.5 * (squares + size(away) * jnp.log(2 * jnp.pi)) - _half_log_det(std, chol)
 
     def kl(phi: LowRank, prior: Prior) -> jax.Array:
         std = jax.tree.map(jax.nn.softplus, phi.rho)
-        variance = jax.tree.map(lambda s, v: s**2 * (1 + jnp.sum(v**2, 0)), std, phi.factor)
+        variance = jax.tree.map(lambda s, v: s**2 * (1 + jnp.sum(v**2, 0)), std, phi.directions)
         each = jax.tree.map(cross_term, variance, phi.mean, *prior_moments(prior, phi.mean))
-        return tree_sum(each) - _half_log_det(std, _inner(phi.factor))
+        return tree_sum(each) - _half_log_det(std, _inner(phi.directions))
 
     return Posterior(init, sample, log_prob, kl)
 
 
-def _inner(factor):
+def _inner(directions):
     """The Cholesky factor of M = I + V^T V."""
-    flat = [v.reshape(v.shape[0], -1) for v in jax.tree.leaves(factor)]
+    flat = [v.reshape(v.shape[0], -1) for v in jax.tree.leaves(directions)]
     gram = sum(v @ v.T for v in flat)
     return jnp.linalg.cholesky(jnp.eye(len(gram)) + gram)
 

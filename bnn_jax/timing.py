@@ -2,7 +2,7 @@
 
 On a machine that others use, seconds of one program after those of another compare the machine with itself.
 So contestants take turns, and every ratio is taken within a turn. Medians and quartiles over turns; a ratio
-of fewer than `FEWEST` turns, or whose quartiles lie further apart than `WIDEST` of its median, is not told,
+of fewer than `FEWEST` turns, or whose upper quartile is more than `WIDEST` times the lower, is not told,
 and a bar between the quartiles is neither met nor missed.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-WIDEST = 0.25
+WIDEST = 1.25
 FEWEST = 3
 HIDDEN = "the spread hides it"
 FEW = "too few turns"
@@ -100,7 +100,7 @@ def hidden(found: Mapping[str, float]) -> str:
     """Why the median of a spread is not to be told; empty if it is."""
     if found["turns"] < FEWEST:
         return FEW
-    return HIDDEN if found["q75"] - found["q25"] > WIDEST * abs(found["median"]) else ""
+    return HIDDEN if found["q75"] > WIDEST * found["q25"] else ""
 
 
 def judged(ratios: Mapping[str, Any], bars: Mapping[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:

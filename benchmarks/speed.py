@@ -38,7 +38,13 @@ from bnn_jax.report.progress import track
 from bnn_jax.types import Batch
 
 METHODS = ("MAP", "sampling", "local_reparam", "flipout")
-NETS = {"digits": (8, 8, 1), "lenet": (28, 28, 1), "resnet": (32, 32, 3), "vgg(dense=False)": (32, 32, 3)}
+NETS = {
+    "mlp": (8, 8, 1),
+    "digits": (8, 8, 1),
+    "lenet": (28, 28, 1),
+    "resnet": (32, 32, 3),
+    "vgg(dense=False)": (32, 32, 3),
+}
 ON_CPU = ("lenet",)
 ON_GPU = ("lenet", "resnet", "vgg(dense=False)")
 NUM_DATA = 50_000  # N of the objective
@@ -55,7 +61,7 @@ class Config:
     matrix: int = 2048  # side of the matrices of the product
     images: int = 10_000  # of HMC's full batch for ResNet-20, on a GPU
     out: Path = Path("benchmarks/results/speed.json")  # where the JSON goes
-    quick: bool = False  # 2 turns, batches of 8, S = 1 and 2
+    quick: bool = False  # 2 turns, batches of 8, S = 1 and 2, a perceptron where it can stand for LeNet
 
 
 class Step(NamedTuple):
@@ -142,7 +148,7 @@ def product(dtype: Any, config: Config) -> Callable[[], float]:
 
 def steps(config: Config) -> dict[str, Any]:
     """Ratios to MAP, bfloat16 to float32, and each step's share of the machine's peak."""
-    nets = ("digits",) if config.quick else ON_CPU if jax.default_backend() == "cpu" else ON_GPU
+    nets = ("mlp",) if config.quick else ON_CPU if jax.default_backend() == "cpu" else ON_GPU
     every = [(net, compute, method) for net in nets for compute in models.DTYPES for method in METHODS]
     name = lambda net, compute, method: f"{net}, {method}" + (", bfloat16" if compute == "bfloat16" else "")
     built = {name(*how): step(how[0], how[2], config, how[1]) for how in every}
@@ -175,7 +181,7 @@ def steps(config: Config) -> dict[str, Any]:
 
 def samples(config: Config) -> dict[str, Any]:
     """Cost and memory of S weight samples under every strategy."""
-    net = "digits" if config.quick else "lenet"
+    net = "mlp" if config.quick else "lenet"
     built = {
         (strategy, count): step(net, "sampling", config, num_samples=count, strategy=strategy)
         for strategy in (*estimators.STRATEGIES, "map(4)")

@@ -1,18 +1,18 @@
 """UCI regression on the standard splits of seven tables, beside published methods.
 
-One hidden layer of 50 ReLU units (100 for protein), features and target standardised by the training part of
-each split; 90 % training and 10 % test data, no validation part and nothing chosen on the test part. RMSE,
-NLL and interval width in the original unit of the target. The published figures are those of probabilistic
-backpropagation (arXiv:1502.05336), MC dropout (arXiv:1506.02142) and deep ensembles (arXiv:1612.01474) on
-the same 20 splits (five of protein); theirs is the same net, MC dropout with settings found by grid search.
-All methods have one learned noise level, but for
-the ensembles, whose noise depends on the input, as in theirs, with their 40 epochs of batches of 100 (400 on
-yacht, where 40 are 80 steps): trained on, such a noise fits the training targets and NLL rises. HMC starts
-two chains at MAP solutions. R-hat is that of what the chains predict for the test rows, the median of a
-split: far from 1 they have not met, and their mixture is no posterior. On yacht, whose targets have almost
-no noise, the posterior is so narrow that 600 iterations are far too few, even after a longer warm-up,
-without which chains diverge: RMSE gains, NLL pays. Naval, as free of noise and with forty times the rows, is
-narrower still: its trajectories take too many steps for this benchmark, and HMC is left out there.
+One hidden layer of 50 ReLU units (100 for protein), features and target standardised by the training part
+of each split; 90 % training and 10 % test data, no validation part and nothing chosen on the test part.
+RMSE, NLL and interval width in the original unit of the target. The published figures are those of
+probabilistic backpropagation (arXiv:1502.05336), MC dropout (arXiv:1506.02142) and deep ensembles
+(arXiv:1612.01474) on the same 20 splits (five of protein); theirs is the same net, MC dropout with
+settings found by grid search. All methods have one learned noise level, but for the ensembles, whose noise
+depends on the input, as in theirs, with their 40 epochs of batches of 100 (400 on yacht, where 40 are 80
+steps): trained on, such a noise fits the training targets and NLL rises. HMC starts two chains at MAP
+solutions. R-hat is that of what the chains predict for the test rows, the median of a split: far from 1
+they have not met, and their mixture is no posterior. On yacht, whose targets have almost no noise, the
+posterior is so narrow that 600 iterations are far too few, even after a longer warm-up, without which
+chains diverge: RMSE gains, NLL pays. Naval, as free of noise and with forty times the rows, is narrower
+still: its trajectories take too many steps for this benchmark, and HMC is left out there.
 
 Another table: `python scripts/train.py --dataset table --path FILE --fold K` with the settings below.
 """

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax import ops
-from bnn_jax.noise import normal
+from bnn_jax.noise import normal, signs
 from bnn_jax.trees import at, stack
 from bnn_jax.types import Estimator, Key, Posterior, UserError
 
@@ -168,11 +168,12 @@ def flipout(
     """
 
     def layer_sample(key, layer, apply, x, mean, std, draw):
-        key_in, key_out = jax.random.split(key)
         centre = apply(mean, x)
         delta = jax.tree.map(jnp.subtract, draw, mean)
-        sign_in = _signs(key_in, x)
-        return centre + _signs(key_out, centre) * apply(delta, x * sign_in)
+        drawn = signs(key, (x.shape[0], x.shape[-1] + centre.shape[-1]), x.dtype)
+        inside = tuple(range(1, x.ndim - 1))
+        own, other = (jnp.expand_dims(s, inside) for s in jnp.split(drawn, [x.shape[-1]], 1))
+        return centre + other * apply(delta, x * own)
 
     return _intercepting(layer_sample, "flipout", module, posterior, num_samples, strategy, dtype)
 
@@ -232,12 +233,6 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, 
         return over_samples(one, jax.random.split(key, num_samples), strategy), None
 
     return estimate
-
-
-def _signs(key, x):
-    """Random signs that broadcast against x: one per example and channel."""
-    shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
-    return jax.random.rademacher(key, shape, x.dtype)
 
 
 def _at_least(num_samples, least):

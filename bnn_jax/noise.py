@@ -1,11 +1,11 @@
-r"""Normal noise, fast where much of it is drawn.
+r"""Normal noise and random signs, fast where much of it is drawn.
 
     z = sqrt(2) erfinv(u),  u uniform on (-1, 1) in steps of 2^-22, from the bits of Threefry-2x32
 
 as in `jax.random.normal`, but for the bits: a block of the generator is two words (Salmon et al., Parallel
 random numbers: as easy as 1, 2, 3, SC 2011), of which JAX makes one number. Here it makes two, and the rounds
 are written out, where JAX's CPU backend loops over the whole array in each: the noise of a step takes about
-0.6 of the time on CPU, and noise of several axes compiles in a third.
+0.6 of the time on CPU, and noise of several axes compiles in a third. A random sign is one of the 64 bits.
 """
 
 import math
@@ -35,9 +35,24 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
     if dtype != jnp.float32:
         return held(key, jax.random.normal(key, shape, dtype))
     half = (-(-shape[0] // 2), *shape[1:])
-    # Bits as the generator's key: any kind of key will do, and JAX sees that this one is used up.
-    words = threefry(jax.random.bits(key, (2,), jnp.uint32), half)
+    words = threefry(_words(key), half)
     return jnp.concatenate(held(key, tuple(map(normal_of, words))))[: shape[0]]
+
+
+def signs(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """Independent random signs, -1 or 1; an array that is computed once.
+
+    A block of the generator makes 64 neighbours of a row. Rows may be split over devices.
+    """
+    rows, columns = shape
+    words = jnp.concatenate(threefry(_words(key), (rows, -(-columns // 64))), 1)
+    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return held(key, 1 - 2 * bits.reshape(rows, -1)[:, :columns].astype(dtype))
+
+
+def _words(key):
+    """The generator's key: any kind of key will do, and JAX sees that this one is used up."""
+    return jax.random.bits(key, (2,), jnp.uint32)
 
 
 @partial(jax.jit, static_argnums=1)

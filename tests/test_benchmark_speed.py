@@ -101,11 +101,11 @@ def test_quick_form(tmp_path, capsys):
     speed = load_script("speed", "benchmarks")
     speed.main(speed.Config(out=tmp_path / "speed.json", quick=True))
     found = runs.read_json(tmp_path / "speed.json")
-    assert set(found["steps"]["ratios"]) >= {"digits, sampling / MAP", "digits, flipout / MAP"}
-    assert found["steps"]["ratios"]["digits, sampling / MAP"]["bar"] == "at most 1.1"
+    assert set(found["steps"]["ratios"]) >= {"mlp, sampling / MAP", "mlp, flipout / MAP"}
+    assert found["steps"]["ratios"]["mlp, sampling / MAP"]["bar"] == "at most 1.1"
     assert found["samples"]["megabytes"]["unroll, S = 2"] > 0
     assert found["pieces"]["shares"]["whole step"] == {"median": 1, "q25": 1, "q75": 1, "turns": 2}
-    assert "| digits, MAP, bfloat16 |" in capsys.readouterr().out
+    assert "| mlp, MAP, bfloat16 |" in capsys.readouterr().out
 
 
 def test_quick_form_of_startup(tmp_path, monkeypatch, capsys):

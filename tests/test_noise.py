@@ -40,6 +40,27 @@ def test_numbers_are_normal_and_independent(shape):
             assert abs(stats.pearsonr(f(a), f(b)).statistic) < 5 / np.sqrt(len(a))
 
 
+def test_signs_are_bits_of_threefry():
+    """Blocks lie row by row, the first words of a row before the second ones, low bits first."""
+    key = jax.random.key(3)
+    bits = threefry_2x32(jax.random.bits(key, (2,)), jnp.arange(2 * 3 * 2, dtype=jnp.uint32))
+    words = np.asarray(bits).reshape(2, 3, 2).transpose(1, 0, 2).reshape(3, 4, 1)
+    expected = 1 - 2.0 * (words >> np.arange(32, dtype=np.uint32) & 1).reshape(3, 128)
+    np.testing.assert_array_equal(noise.signs(key, (3, 70)), expected[:, :70])
+
+
+@pytest.mark.parametrize("shape", [(128, 7), (4096, 64), (512, 150)], ids=str)
+def test_signs_are_fair_and_independent(shape):
+    """Their mean, products of neighbours along both axes and of places 32 apart, at five standard errors."""
+    drawn = np.asarray(noise.signs(jax.random.key(1), shape, jnp.bfloat16).astype(jnp.float32))
+    assert drawn.shape == shape
+    assert set(np.unique(drawn)) == {-1, 1}
+    products = [drawn, drawn[1:] * drawn[:-1], drawn[:, 1:] * drawn[:, :-1], drawn[:, 32:] * drawn[:, :-32]]
+    for found in products:
+        assert abs(found.sum()) <= 5 * np.sqrt(found.size)
+    assert len(np.unique(drawn, axis=0)) > 0.5 * min(shape[0], 2 ** shape[1])
+
+
 def test_the_ends_are_finite():
     """Bits of zeros and of ones only: erfinv is infinite at -1 and 1, which are left out."""
     low, high = np.asarray(noise.normal_of(jnp.array([0, 2**32 - 1], jnp.uint32)))
@@ -51,11 +72,12 @@ def test_other_keys_other_numbers_and_a_key_only_once():
     one, two = (noise.normal(jax.random.key(seed), (1000,)) for seed in (0, 1))
     assert abs(np.corrcoef(one, two)[0, 1]) < 5 / np.sqrt(1000)
     np.testing.assert_array_equal(one, noise.normal(jax.random.key(0), (1000,)))
-    with jax.debug_key_reuse(True):
-        key = jax.random.key(0)
-        noise.normal(key, (4,))
-        with pytest.raises(jax.errors.KeyReuseError):
-            noise.normal(key, (4,))
+    for draw in (lambda key: noise.normal(key, (4,)), lambda key: noise.signs(key, (4, 1))):
+        with jax.debug_key_reuse(True):
+            key = jax.random.key(0)
+            draw(key)
+            with pytest.raises(jax.errors.KeyReuseError):
+                draw(key)
 
 
 def test_other_dtypes_are_those_of_jax():
@@ -65,14 +87,21 @@ def test_other_dtypes_are_those_of_jax():
     )
 
 
-def test_devices_draw_their_own_share_without_a_word():
-    """Along any axis but the first, as the batch is in local reparameterisation."""
+@pytest.mark.parametrize(
+    ("draw", "axes", "share", "whole"),
+    [
+        (lambda key: noise.normal(key, (6, 3, 16)), (None, None, "data"), "u32[3,3,2]", "[3,3,16]"),
+        (lambda key: noise.signs(key, (16, 100)), ("data",), "u32[2,2]", "[16,2"),
+    ],
+    ids=["normal", "signs"],
+)
+def test_devices_draw_their_own_share_without_a_word(draw, axes, share, whole):
+    """Of normal numbers along any axis but the first, as the batch is in local reparameterisation."""
     mesh = sharding.make_mesh(1, 8)
-    split = NamedSharding(mesh, PartitionSpec(None, None, "data"))
-    draw = lambda key: noise.normal(key, (6, 3, 16))
+    split = NamedSharding(mesh, PartitionSpec(*axes))
     program = jax.jit(draw, out_shardings=split).lower(jax.random.key(1)).compile()
     np.testing.assert_array_equal(program(jax.random.key(1)), draw(jax.random.key(1)))
     text = program.as_text()
     assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all"))
-    assert "u32[3,3,2]" in text  # a half of an eighth, and nothing of the whole
-    assert "[3,3,16]" not in text
+    assert share in text  # of normal numbers a half of an eighth, and nothing of the whole
+    assert whole not in text

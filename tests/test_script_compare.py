@@ -27,7 +27,9 @@ def command(*arguments):
 
 
 def environment():
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """That of a user; compiled without most optimisations, for speed."""
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | quick
 
 
 def run(*arguments):

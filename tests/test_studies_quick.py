@@ -18,7 +18,7 @@ FOLDERS |= dict.fromkeys(("uci", "cold", "precision"), "benchmarks")
 NAMES = sorted(FOLDERS)
 GENERATED = ("kl_weight", "cold")  # need no files
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "kept_programs")
+pytestmark = pytest.mark.usefixtures("kept_programs")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Regenerate every table and picture in README and docs from recorded results.
 
-python scripts/readme.py RUN      takes over a finished run of scripts/compare.py first
-python scripts/readme.py          only rewrites the tables from what is committed
+    python scripts/readme.py RUN      takes over a finished run of scripts/compare.py first
+    python scripts/readme.py          only rewrites the tables from what is committed
 """
 
 import dataclasses

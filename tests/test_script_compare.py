@@ -27,9 +27,7 @@ def command(*arguments):
 
 
 def environment():
-    """That of a user; compiled without most optimisations, for speed."""
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | quick
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def run(*arguments):

@@ -172,8 +172,8 @@ def flipout(
         delta = jax.tree.map(jnp.subtract, draw, mean)
         drawn = signs(key, (x.shape[0], x.shape[-1] + centre.shape[-1]), x.dtype)
         inside = tuple(range(1, x.ndim - 1))
-        own, other = (jnp.expand_dims(s, inside) for s in jnp.split(drawn, [x.shape[-1]], 1))
-        return centre + other * apply(delta, x * own)
+        sign_in, sign_out = (jnp.expand_dims(s, inside) for s in jnp.split(drawn, [x.shape[-1]], 1))
+        return centre + sign_out * apply(delta, x * sign_in)
 
     return _intercepting(layer_sample, "flipout", module, posterior, num_samples, strategy, dtype)
 

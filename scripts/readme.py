@@ -2,6 +2,8 @@
 
     python scripts/readme.py RUN      takes over a finished run of scripts/compare.py first
     python scripts/readme.py          only rewrites the tables from what is committed
+
+Nothing is trained or timed.
 """
 
 import dataclasses

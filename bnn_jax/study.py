@@ -286,4 +286,10 @@ def command(config: Config) -> str:
             words.append(flag)
         else:
             words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return f"python scripts/train.py {shlex.join(words)}".strip()
+    return f"python scripts/train.py {' '.join(map(_quoted, words))}".strip()
+
+
+def _quoted(word):
+    """`word` for a shell; double quotes around single ones are easier to read than what `shlex` does."""
+    plain = "'" not in word or any(c in word for c in '"\\$`!')
+    return shlex.quote(word) if plain else f'"{word}"'

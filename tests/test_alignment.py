@@ -15,6 +15,8 @@ from bnn_jax.nets import conv1d, digits, mlp, resnet
 from bnn_jax.norms import FilterResponseNorm
 from bnn_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 IMAGE = (6, 6, 2)
 
 

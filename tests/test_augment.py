@@ -13,6 +13,8 @@ from bnn_jax.augment import Augmentation, Warp
 from bnn_jax.likelihoods import categorical
 from bnn_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RNG = np.random.default_rng(0)
 SQUARE = RNG.random((9, 9, 3), np.float32)
 IMAGE = RNG.random((8, 10, 2), np.float32)  # unequal sides: rows and columns cannot be confused

@@ -13,6 +13,8 @@ from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic
 from bnn_jax.types import Batch, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.standard_normal((7, 4))).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3, 0, 1, 3], np.int32)

@@ -15,6 +15,8 @@ from bnn_jax.posteriors import mean_field
 from bnn_jax.priors import isotropic, laplace
 from bnn_jax.types import Prior, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NAMES = parts.names("posterior")
 RNG = np.random.default_rng(0)
 PARAMS = {

@@ -11,6 +11,8 @@ from bnn_jax import ops, predict
 from bnn_jax.likelihoods import bernoulli, categorical, gaussian
 from bnn_jax.types import Algorithm, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 D, T = 9, 11
 X = np.random.default_rng(0).standard_normal((T, 4)).astype(np.float32)
 CASES = {

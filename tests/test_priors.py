@@ -12,6 +12,8 @@ from scipy.integrate import quad
 from bnn_jax import parts
 from bnn_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NAMES = parts.names("prior")
 LIKE = {  # dense and convolution kernels, vectors, a scalar
     "Conv_0": {"kernel": jax.ShapeDtypeStruct((3, 2, 4, 5), jnp.float32)},

@@ -90,6 +90,17 @@ def test_any_settings_are_told_by_their_command():
     assert study.command(experiment.Config()) == "python scripts/train.py"
 
 
+@pytest.mark.parametrize("quotes", ["it's", "it's $HOME", 'it\'s "so"', "it's `so`", "it's so!", "it's a\\b"])
+def test_quotes_in_a_setting_are_told_by_its_command(quotes):
+    config = experiment.Config(path=Path(quotes))
+    assert parsed(study.command(config)) == config
+
+
+def test_commands_are_easy_to_read():
+    config = experiment.Config(method="laplace(form='full')")
+    assert study.command(config) == """python scripts/train.py --method "laplace(form='full')\""""
+
+
 # the page
 
 

@@ -108,7 +108,9 @@ TRAINING = {
 # (problem, method) -> settings there: a gradient of pneumonia takes ten times that of any other problem; the
 # tables' posteriors are narrow, yacht's most of all.
 TUNED = {
-    ("pneumonia", "MCLMC, adjusted"): dict(num_warmup=40, num_draws=60),
+    ("pneumonia", "MCLMC, adjusted"): dict(
+        method="mclmc_adjusted(length=0.2, step_size=0.01)", num_warmup=40, num_draws=60
+    ),
     ("pneumonia", "HMC, short"): dict(num_warmup=40, num_draws=60, trajectory_length=math.pi / 16),
     ("pneumonia", "NUTS, short"): dict(num_warmup=40, num_draws=40, max_tree_depth=5),
     ("boston", "SGHMC"): dict(method="sghmc(step_size=0.003)"),

@@ -28,7 +28,7 @@ def build(
         scale: `Prior.scale`.
         num_warmup: trajectories during which the step size adapts; drop them.
         length: of a trajectory on average, in prior widths (root mean square over the weights).
-        step_size: the first step size, in prior widths.
+        step_size: the first step size, in prior widths; dual averaging soon tries ten times that.
         target_accept_prob: the acceptance that adaptation aims at.
 
     Raises:

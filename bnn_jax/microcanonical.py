@@ -28,6 +28,7 @@ from bnn_jax.types import Algorithm, Batch, Info, Key, Params, UserError, positi
 
 MEMORY = 150  # steps that the rule for the step size of `unadjusted` looks back on
 TRUST = 1.5  # width of its weights, in the logarithm of the step size
+MAX_STEPS = 5_000  # of an adjusted trajectory, on average: rejections early on take the step size far down
 
 
 class Averaging(NamedTuple):
@@ -146,7 +147,8 @@ def adjusted(
         log_joint: (params, batch) -> (), nats; the batch is the full data.
         scale: (params) -> the width of each weight's prior, `Prior.scale`.
         num_warmup: trajectories during which the step size adapts.
-        length: of a trajectory on average, in prior widths; a trajectory has a step at least.
+        length: of a trajectory on average, in prior widths; it has a step at least and ends after
+            `MAX_STEPS` on average, however short it is then.
         step_size: where it starts, in prior widths.
         target_accept_prob: what it aims at, between 0 and 1.
 
@@ -171,7 +173,7 @@ def adjusted(
         key_number, key_step = jax.random.split(key)
         z, unravel, density, value, grads = _at(state.z, log_joint, scale, batch)
         start = dynamic.DynamicHMCState(z, value, grads, key_number)
-        steps = jnp.maximum(length / state.step_size, 1.0)
+        steps = jnp.clip(length / state.step_size, 1.0, MAX_STEPS)
         end, info = kernel(
             key_step,
             start,

@@ -151,6 +151,15 @@ def test_a_chain_of_infinite_steps_stands_still_and_is_named(name):
     assert diagnostics.chain_status(draws, trace) == ["frozen"] * 4
 
 
+def test_an_adjusted_trajectory_ends_after_so_many_steps(monkeypatch):
+    """The trap: after a row of rejections the step size is a millionth, and one draw takes hours."""
+    monkeypatch.setattr(microcanonical, "MAX_STEPS", 8)
+    algorithm = mclmc_adjusted.build(PROBLEM.log_joint(), PRIOR.scale, 0, step_size=1e-6)
+    _, trace = run_chains(algorithm, spread(PROBLEM.params(PROBLEM.mean)), PROBLEM.batch, 200)
+    assert trace["num_steps"].max() < 2 * 8
+    assert 7 < trace["num_steps"].mean() < 9  # uniform on 1 to 15: 8, with an error of 0.15
+
+
 def test_without_blackjax(monkeypatch):
     """The methods are listed and imported; only building one says what is missing."""
     monkeypatch.setitem(sys.modules, "blackjax", None)

@@ -5,7 +5,8 @@ handwritten digits with the small convolutional network, and 1,000 chest X-rays 
 colder is better for HMC, which does nothing but sample, then prior or likelihood are at fault; if it is for
 VI or SGHMC alone, it is the approximation (Wenzel et al., arXiv:2002.02405; Izmailov et al.,
 arXiv:2104.14421). No augmentation, which by itself makes a cold posterior look better. HMC's trajectory and
-steps are in widths of the tempered prior.
+steps are in widths of the tempered prior. The colder, the worse chains mix: where R-hat is far from 1 each
+has stayed at the mode where it began, and the row tells of an ensemble of modes.
 """
 
 from collections.abc import Mapping

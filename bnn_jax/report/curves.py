@@ -67,7 +67,8 @@ def curves(
         axes.set_title(style.shorten(title, 34))
         if log_x:
             axes.set_xscale("log")
-            style.plain_log(axes.xaxis, (1, 2, 5))
+            low, high = axes.get_xlim()
+            style.plain_log(axes.xaxis, (1, 2, 5) if high / low < 200 else (1, 3))
         if log_y:
             axes.set_yscale("log")
             style.plain_log(axes.yaxis, (1, 2, 5))

@@ -22,8 +22,8 @@ for draws. A peer that is not installed or fails is listed as such. The PyTorch 
 environment of their own:
 
     python -m venv VENV
-    VENV/bin/pip install torch==2.13.0 torchvision==0.28.0
-    VENV/bin/pip install torch==2.13.0 ivon-opt==0.1.3 bayesian-torch==0.5.0 blitz-bayesian-pytorch==0.2.8 \\
+    VENV/bin/pip install torch==2.14.1 torchvision==0.29.1
+    VENV/bin/pip install torch==2.14.1 ivon-opt==0.1.3 bayesian-torch==0.5.0 blitz-bayesian-pytorch==0.2.8 \\
         posteriors==0.1.3 torchopt==0.7.3 "torch-uncertainty[cpu]==0.13.0"
 
 torch comes first, in its CPU build if there is the choice and torchvision then from the same place: a

@@ -1,5 +1,7 @@
 """Pictures of curves: what is drawn, where, and that equal labels look the same."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,18 @@ def test_ordered_labels_go_along_a_map_and_axes_may_be_logarithmic():
     (axes,) = curves.curves({"p": lines}, "x", "y", "", ordered=True, log_x=True, log_y=True).axes
     assert len({tuple(line.get_color()) for line in axes.lines}) == 3
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+@pytest.mark.parametrize("x", [[1, 10], [1, 100], [0.01, 3], [1, 2000]])
+def test_numbers_along_a_logarithmic_axis_do_not_overlap(x):
+    panels = {title: {"a": Line(x, [0.1, 1])} for title in "pqr"}
+    figure = curves.curves(panels, "x", "y", "", log_x=True)
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_xlim()
+    ticks = [t for t in figure.axes[0].xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    boxes = [tick.label1.get_window_extent() for tick in ticks]
+    assert len(boxes) >= 3
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_histories_of_several_runs_are_one_line():

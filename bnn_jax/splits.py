@@ -17,9 +17,6 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, eye_array, kron
-from scipy.sparse.csgraph import connected_components
 
 from bnn_jax.types import UserError
 
@@ -163,6 +160,9 @@ def _at(ids, index):
 
 def _components(num_examples, *relations):
     """(n,) the connected component of every example, under all relations together; None is no relation."""
+    from scipy.sparse import coo_array  # as below
+    from scipy.sparse.csgraph import connected_components
+
     nodes, size = [np.zeros((2, 0), int)], num_examples
     for ids in filter(None, relations):  # an example is joined to a node of its id
         seen = {}
@@ -235,6 +235,9 @@ def _round(ideal, wanted):
     those of large remainder. A `wanted` entry still 0 takes one from the largest of its column, which may
     leave that one more than 1 off.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # SciPy takes a second, and few runs divide
+    from scipy.sparse import eye_array, kron
+
     ideal = ideal.round(9)  # 2.9999999999 is 3
     floor, total = np.floor(ideal), ideal.sum(axis=0).round(9)
     sums = np.floor(total)

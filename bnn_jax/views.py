@@ -16,8 +16,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 import numpy as np
-from matplotlib.colors import rgb_to_hsv
-from scipy import fft
+from numpy import fft
 
 from bnn_jax import pixels
 from bnn_jax.types import UserError
@@ -72,6 +71,8 @@ def apply(name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _disc(images):
+    from matplotlib.colors import rgb_to_hsv  # takes long to import, and few runs look at hues
+
     h, s, v = np.moveaxis(rgb_to_hsv(images), -1, 0)
     angle = 2 * np.pi * h
     return np.stack([(1 + s * np.cos(angle)) / 2, (1 + s * np.sin(angle)) / 2, v], axis=-1)

@@ -130,6 +130,14 @@ cli.run(lambda config: Console().print(name), Config, "A script.")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\xe9.png\n", b"")
 
 
+def test_training_starts_without_what_few_runs_need():
+    """Libraries that take long to import: `--help` and mistakes do not wait for them."""
+    late = {"scipy", "sklearn", "matplotlib", "pandas", "grain", "numpyro", "arviz", "tensorflow"}
+    program = f"import sys; from bnn_jax.commands import train; print(*{late} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 COMPILES = """
 import dataclasses, jax
 from bnn_jax import cli

@@ -31,7 +31,6 @@ from bnn_jax import (
     splits,
     training,
 )
-from bnn_jax.report import dataset
 from bnn_jax.report.progress import track
 from bnn_jax.settings import Config
 from bnn_jax.types import Dataset, UserError
@@ -79,6 +78,8 @@ def main(config: Config, found: Dataset | None = None) -> None:
 
 def describe(run, found, group_by, console):
     """Print the report on the data and write it to the run folder."""
+    from bnn_jax.report import dataset  # Matplotlib: half a second that --help and mistakes need not wait for
+
     given = [part for part in splits.PARTS if getattr(found, f"x_{part}") is not None]
     if not isinstance(found.x_train, np.ndarray):
         sizes = ", ".join(f"{len(getattr(found, f'y_{part}')):,} {part}" for part in given)

@@ -1,11 +1,12 @@
 """How long a script takes before its first step, and what a prediction costs beside its forward passes.
 
-    python benchmarks/startup.py            one CPU core: about 5 minutes
+    python benchmarks/startup.py            one CPU core: about 12 minutes
     python benchmarks/startup.py --quick    a minute, too few repeats to trust
 
     start      fresh processes: the imports of `scripts/train.py`, then the first step of flipout VI on
                LeNet-5, nearly all of it compilation. Without compiled programs on disk; while they are
                written (cold); and with them (warm)
+    compile    the step of LeNet-5 by method, traced and compiled again and again, beside plain Flax and Adam
     predict    the predictive distribution of 10 draws beside 10 forward passes of the mean, both of 1,024
                images in the same blocks and with their results on the host; programs compiled, and memory
                taken, for 1,000 draws after 10
@@ -31,11 +32,15 @@ import optax
 from rich.console import Console
 
 from bnn_jax import cli, models, ops, predict, runs, timing
+from bnn_jax.nets import lenet
 from bnn_jax.report.progress import track
+from bnn_jax.types import Batch
 
 ROOT = Path(__file__).parent.parent
 NONE = "no cache"
 BARS = {"import": 2.0, "first step": 6.0}  # seconds, without compiled programs on disk
+PLAIN = "Flax, deterministic"
+ESTIMATORS = ("sampling", "local_reparam", "flipout")
 CHILD = """
 import json, time
 marks = [(time.perf_counter(), time.process_time())]
@@ -68,7 +73,7 @@ print(json.dumps({name: {"wall": b[0] - a[0], "cpu": b[1] - a[1]} for name, a, b
 class Config:
     repeats: int = 5  # processes of each kind, and turns of the predictions
     out: Path = Path("benchmarks/results/startup.json")  # where the JSON goes
-    quick: bool = False  # one process
+    quick: bool = False  # one process, one method compiled beside the plain network
 
 
 def main(config: Config) -> None:
@@ -79,6 +84,7 @@ def main(config: Config) -> None:
         "environment": runs.environment(),
         "predict": predictive(config),
         "start": start(config),
+        "compile": compiling(config),
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(config.out, results)
@@ -116,6 +122,52 @@ def start(config: Config) -> dict[str, Any]:
             for part in rows[0]
         }
         for kind, rows in found.items()
+    }
+
+
+def compiling(config: Config) -> dict[str, Any]:
+    """Tracing and compiling a training step, by method, and beside that of the plain network."""
+    key = jax.random.key(0)
+    batch = Batch(jax.random.normal(key, (128, 28, 28, 1)), jnp.arange(128) % 10)
+    model, optimizer = models.build("lenet", 10), optax.adam(1e-3)
+    net, params = lenet.build(10), models.init(key, model, batch.x)
+
+    def plain(key, state, batch):
+        params, moments = state
+        score = optax.losses.softmax_cross_entropy_with_integer_labels
+        loss = lambda params: score(net.apply({"params": params}, batch.x), batch.y).mean()
+        value, slope = jax.value_and_grad(loss)(params)
+        updates, moments = optimizer.update(slope, moments)
+        return (optax.apply_updates(params, updates), moments), value
+
+    def contestant(step, state):
+        def turn():
+            jax.clear_caches()
+            start = timing.clock()
+            jax.jit(step).lower(key, state, batch).compile()
+            return timing.clock() - start
+
+        return turn
+
+    def ours(name, **how):
+        algorithm = models.method(name, model, 50_000, optimizer=optimizer, **how)
+
+        def step(key, state, batch):
+            with ops.outside_loops():
+                return algorithm.step(key, state, batch)
+
+        return contestant(step, algorithm.init(key, params))
+
+    contestants = {PLAIN: contestant(plain, (params, optimizer.init(params))), "MAP": ours("map")}
+    if not config.quick:
+        contestants |= {name: ours("vi", estimator=name) for name in ESTIMATORS}
+    repeats = 1 if config.quick else timing.FEWEST
+    with track(Console(stderr=True), "compile", repeats) as progress:
+        seconds = timing.take_turns(contestants, repeats, progress=lambda done: progress(done, {}))
+    ratios = {f"{name} / {PLAIN}": found / seconds[PLAIN] for name, found in seconds.items() if name != PLAIN}
+    return {
+        "seconds": {name: timing.spread(found) for name, found in seconds.items()},
+        "ratios": timing.judged(ratios, {}),
     }
 
 
@@ -167,7 +219,7 @@ def predictive(config: Config) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    at, predicted = results["environment"], results["predict"]
+    at, predicted, compiled = (results[name] for name in ("environment", "predict", "compile"))
     lines = [
         "| programs on disk | part | s of computing | s on the wall | bar | verdict |",
         "|---|---|---|---|---|---|",
@@ -178,6 +230,15 @@ def table(results: dict[str, Any]) -> str:
             judged = f"at most {bar:g} | {timing.judge(found['cpu'], 'at most', bar)}" if bar else " | "
             seconds = " | ".join(timing.number(found[clock]) for clock in ("cpu", "wall"))
             lines.append(f"| {kind} | {part} | {seconds} | {judged} |")
+    lines += [
+        "",
+        "| a step of LeNet-5, compiled | s of computing | times the plain network |",
+        "|---|---|---|",
+    ]
+    ratios = {name.partition(" / ")[0]: found for name, found in compiled["ratios"].items()}
+    for name, found in compiled["seconds"].items():
+        times = (timing.hidden(ratios[name]) or timing.number(ratios[name])) if name in ratios else ""
+        lines.append(f"| {name} | {timing.number(found)} | {times} |")
     more = (
         f"{predicted['compiled_again']} programs compiled and {predicted['megabytes_more']:.1f} MB of memory"
     )

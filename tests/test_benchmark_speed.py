@@ -114,6 +114,7 @@ def test_quick_form_of_startup(tmp_path, monkeypatch, capsys):
     found = runs.read_json(tmp_path / "startup.json")
     assert found["predict"]["compiled_again"] == 0
     assert set(found["start"]) == {"no cache"}
+    assert found["compile"]["seconds"]["MAP"]["median"] > 0
     assert found["start"]["no cache"]["first step"]["cpu"]["median"] > 0
     assert "| no cache | import |" in capsys.readouterr().out
 

@@ -137,12 +137,12 @@ def stepper(
     key_transform = jax.random.fold_in(key_order, 0)  # `order` seeds NumPy from the key's words alone
 
     def take(state, t, batch, numbers):
-        if mesh is not None:
-            batch = sharding.constrain(batch, mesh, "data")
         if transform is not None:
             batch = batch._replace(x=transform(jax.random.fold_in(key_transform, t), batch.x, numbers))
-        state, info = algorithm.step(jax.random.fold_in(key_steps, t), state, batch)
-        return state if mesh is None else sharding.constrain(state, mesh, None), info
+        return algorithm.step(jax.random.fold_in(key_steps, t), state, batch)
+
+    if mesh is not None:
+        take = sharding.over_examples(take, mesh)
 
     def zeros(state, batch, numbers):
         shapes = jax.eval_shape(take, state, 0, batch, numbers)[1]

@@ -60,6 +60,12 @@ def loop_safe() -> bool:
     return _on_cpu() and not _OUTSIDE.get()
 
 
+def split() -> bool:
+    """Whether the compiler splits what is traced here over several devices: see `sharding`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(mesh.shape[axis] > 1 for axis in mesh.auto_axes)
+
+
 def slow_in_loops(jaxpr: Any) -> bool:
     """Whether a traced program runs on CPU and holds a convolution that a loop around it would slow down or,
     traced anew there for more images at a time, lower in another way."""
@@ -96,7 +102,8 @@ def conv_general_dilated(
 
     On CPU, channels-last inputs (`NHWC`, any number of spatial axes), ungrouped and without input dilation,
     take `lowering.conv` where it suits, many images of few channels, else im2col; everything else is native.
-    `outside_loops` only windows of one entry take im2col, as they are matrix products as they are.
+    `outside_loops` only windows of one entry take im2col, as they are matrix products as they are. Where
+    devices share the images (`split`), `lowering.conv` is left out: it would gather them.
 
     Args:
         lhs: (B, *spatial, C) inputs.
@@ -123,7 +130,7 @@ def conv_general_dilated(
         window, strides, dilation = rhs.shape[:-2], tuple(window_strides), tuple(rhs_dilation)
         pads = _pads(lhs, window, strides, padding, dilation)
         product = num_spatial > 0 and set(window) == {1}
-        if not product and lowering.suits(lhs, rhs, strides, dilation, pads):
+        if not product and not split() and lowering.suits(lhs, rhs, strides, dilation, pads):
             return lowering.conv(lhs, rhs, pads, precision)
         if product or loop_safe():
             rows = _rows(lhs, window, strides, pads, dilation)

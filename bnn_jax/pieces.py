@@ -4,8 +4,8 @@ r"""Sums over many images on CPU, some of them at a time, so that what convoluti
 
 Value and gradient of a piece are computed together and added up, so that nothing of a piece is kept for the
 way back. That is for the bodies of compiled loops, as HMC's, where a convolution is a matrix product (`ops`);
-everywhere else, for a small batch, and where devices share the examples (`sharding.over_chains`), which would
-have to add up every piece between them, the sum is the plain one.
+everywhere else, for a small batch, and where devices share the examples (`ops.split`), which would have to
+add up every piece between them, the sum is the plain one.
 """
 
 import functools
@@ -28,9 +28,7 @@ def total(f: Callable, params: Params, batch: Batch) -> jax.Array:
     Raises:
         TypeError: a derivative of pieces by the batch, or forwards by the weights, as JAX words it.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    shared = any(mesh.shape[axis] > 1 for axis in mesh.auto_axes)
-    if ops.loop_safe() and batch.x.ndim > 2 and len(batch.x) >= 2 * PIECE and not shared:
+    if ops.loop_safe() and batch.x.ndim > 2 and len(batch.x) >= 2 * PIECE and not ops.split():
         return _total(f, params, batch)
     return jnp.sum(f(params, batch))
 

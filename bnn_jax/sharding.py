@@ -120,6 +120,18 @@ def constrain(tree: Any, mesh: Mesh | None, axis: str | None) -> Any:
     return jax.tree.map(hint, tree)
 
 
+def over_examples(step: Callable, mesh: Mesh) -> Callable:
+    """`step(state, t, batch, ...)` -> (state, info) with its batch split over the data axis and its state on
+    every device. What it traces is told: `ops.split`."""
+
+    def split(state, t, batch, *rest):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            state, info = step(state, t, constrain(batch, mesh, "data"), *rest)
+            return constrain(state, mesh, None), info
+
+    return split
+
+
 def over_samples(mesh: Mesh) -> Callable:
     """The estimators' strategy that spreads the S weight samples over the mesh's sample axis."""
 

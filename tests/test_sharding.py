@@ -125,6 +125,39 @@ def comparable(state):
     return state._replace(spectrum=state.spectrum.values) if hasattr(state, "spectrum") else state
 
 
+class Few(nn.Module):
+    """Of few channels: on one CPU device its convolution is a product with the batch last."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = ops.max_pool(nn.relu(nn.Conv(4, (3, 3))(x)))
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_step_reduces_gradients_once_and_gathers_nothing(estimator):
+    """The loss rides along. Without devices to share the batch the step holds the product."""
+    net, batch = Few(), Batch(np.repeat(DATA.x, 4, 0)[:64], np.repeat(DATA.y, 4)[:64])
+    params = random_like(jax.eval_shape(net.init, jax.random.key(0), batch.x)["params"])
+    estimate = estimators.build(estimator, net, FAMILY, 2 if estimator == "antithetic" else 1)
+    elbo = objectives.elbo(estimate, FAMILY, PRIOR, LIKELIHOOD, len(batch.x))
+    method = parts.find("method", "vi")(elbo, FAMILY, len(batch.x), optax.adam(0.01))
+    state = method.init(jax.random.key(1), params)
+
+    def step(state, t, batch):
+        with ops.outside_loops():
+            return method.step(jax.random.fold_in(jax.random.key(2), t), state, batch)
+
+    assert "window_rows" in str(jax.make_jaxpr(step)(state, 0, batch))
+    mesh = sharding.make_mesh(1, 8)
+    given = sharding.place(state, mesh), 0, sharding.place(batch, mesh, "data")
+    split = jax.jit(sharding.over_examples(step, mesh))
+    lines = split.lower(*given).compile().as_text().splitlines()
+    found = [name for line in lines for name in COLLECTIVES if f" {name}(" in line]
+    assert found == ["all-reduce"]
+    close(split(*given), jax.jit(step)(state, 0, batch), 1e-5)
+
+
 def test_samples_spread_over_devices():
     """The strategy really splits the sample axis, and keeps it split."""
     mesh = sharding.make_mesh(2, 4)

@@ -21,7 +21,7 @@ import numpy as np
 from bnn_jax import metrics, ops
 from bnn_jax.types import Algorithm, Likelihood, Params, UserError
 
-BLOCK = 128  # points at a time, of those that a draw taken from Python predicts
+BLOCK = 32  # points at a time, of those that a draw taken from Python predicts: in a core's own cache
 
 
 class Predictive(NamedTuple):
@@ -125,6 +125,7 @@ def build(
         if not ops.slow_in_loops(add_one.trace(params, blocks[0], np.int32(0), carry).jaxpr):
             mean, squares, noise = add_all(source, x, num_draws)
             return mean, squares / num_draws, noise
+        blocks = jax.device_put(blocks)  # once, not for every draw
         carries = [zeros(params, block) for block in blocks]
         for i in map(np.int32, range(num_draws)):
             params = draw_one(source, i)
@@ -197,7 +198,7 @@ def build_mixture(
         params = jax.eval_shape(draw_one, source, np.int32(0))
         if not ops.slow_in_loops(one.trace(params, blocks[0]).jaxpr):
             return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), jax.device_get(all_(source, x, num_draws)))
-        found = []
+        blocks, found = jax.device_put(blocks), []
         for i in map(np.int32, range(num_draws)):
             params = draw_one(source, i)
             found.append(joined([one(params, block) for block in blocks], len(x)))

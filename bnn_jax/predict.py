@@ -94,43 +94,42 @@ def build(
     """
 
     moments = _moments(apply, likelihood, over)
-    draw_one = jax.jit(draw)
+    draw_one, of_block = jax.jit(draw), _outside_loops(moments)
 
-    def add(params, x, i, carry):  # Welford, on the float32 that accelerators have
-        mean, squares, noise = carry
-        value, noise_i = moments(params, x)
+    def add(found, i, carry):  # Welford, on the float32 that accelerators have
+        (value, noise_i), (mean, squares, noise) = found, carry
         delta = value - mean
         mean = mean + delta / (i + 1)
         return mean, squares + delta * (value - mean), noise + (noise_i - noise) / (i + 1)
 
-    def zeros(params, x):
-        value, noise = jax.eval_shape(moments, params, x)
-        zero = lambda s: jnp.zeros(s.shape, jnp.float32)
-        return zero(value), zero(value), zero(noise)
+    def zeros(found):
+        value, noise = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), found)
+        return value, jnp.zeros_like(value), noise
 
-    @partial(jax.jit, donate_argnums=3)
-    def add_one(params, x, i, carry):
-        with ops.outside_loops():
-            return add(params, x, i, carry)
+    @partial(jax.jit, donate_argnums=2)
+    def add_blocks(found, i, carry):
+        return add(jax.tree.map(lambda *a: jnp.concatenate(a), *found), i, carry)
 
     @jax.jit
     def add_all(source, x, num_draws):
-        body = lambda i, carry: add(draw(source, i), x, i, carry)
-        return jax.lax.fori_loop(0, num_draws, body, zeros(jax.eval_shape(draw, source, 0), x))
+        found = jax.eval_shape(lambda: moments(draw(source, 0), x))
+        body = lambda i, carry: add(moments(draw(source, i), x), i, carry)
+        return jax.lax.fori_loop(0, num_draws, body, zeros(found))
 
     def accumulate(source, x, num_draws):
         blocks = equal_parts(x, BLOCK)
-        params = jax.eval_shape(draw_one, source, np.int32(0))
-        carry = jax.eval_shape(zeros, params, blocks[0])
-        if not ops.slow_in_loops(add_one.trace(params, blocks[0], np.int32(0), carry).jaxpr):
+        if not _slow_in_loops(of_block, draw_one, source, blocks[0]):
             mean, squares, noise = add_all(source, x, num_draws)
             return mean, squares / num_draws, noise
-        blocks = jax.device_put(blocks)  # once, not for every draw
-        carries = [zeros(params, block) for block in blocks]
+        blocks, carry = jax.device_put(blocks), None  # once, not for every draw
         for i in map(np.int32, range(num_draws)):
             params = draw_one(source, i)
-            carries = [add_one(params, block, i, carry) for block, carry in zip(blocks, carries, strict=True)]
-        mean, squares, noise = joined(carries, len(x))
+            found = [of_block(params, block) for block in blocks]
+            if carry is None:
+                rows = lambda a: jax.ShapeDtypeStruct((len(blocks) * len(a), *a.shape[1:]), a.dtype)
+                carry = zeros(jax.tree.map(rows, found[0]))
+            carry = add_blocks(found, i, carry)
+        mean, squares, noise = joined([carry], len(x))
         return mean, squares / num_draws, noise
 
     def predictive(source: Any, x: Any, num_draws: int) -> Predictive:
@@ -182,26 +181,20 @@ def build_mixture(
     """
 
     moments = _moments(apply, likelihood, over)
-    draw_one = jax.jit(draw)
+    draw_one, of_block = jax.jit(draw), _outside_loops(moments)
 
     @partial(jax.jit, static_argnums=2)
     def all_(source, x, num_draws):
         return jax.lax.map(lambda i: moments(draw(source, i), x), jnp.arange(num_draws))
 
-    @jax.jit
-    def one(params, x):
-        with ops.outside_loops():
-            return moments(params, x)
-
     def each(source, x, num_draws):
-        blocks = equal_parts(x, BLOCK)
-        params = jax.eval_shape(draw_one, source, np.int32(0))
-        if not ops.slow_in_loops(one.trace(params, blocks[0]).jaxpr):
+        blocks, found = equal_parts(x, BLOCK), []
+        if not _slow_in_loops(of_block, draw_one, source, blocks[0]):
             return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), jax.device_get(all_(source, x, num_draws)))
-        blocks, found = jax.device_put(blocks), []
+        blocks = jax.device_put(blocks)
         for i in map(np.int32, range(num_draws)):
             params = draw_one(source, i)
-            found.append(joined([one(params, block) for block in blocks], len(x)))
+            found.append(joined([of_block(params, block) for block in blocks], len(x)))
         return jax.tree.map(lambda *a: np.stack(a, axis=1), *found)
 
     def mixture(source: Any, x: Any, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
@@ -222,6 +215,22 @@ def _moments(apply, likelihood, over):
         return over(of_inputs)(x)
 
     return moments
+
+
+def _outside_loops(moments):
+    """`moments` for a draw and a block taken from Python."""
+
+    @jax.jit
+    def of_block(params, x):
+        with ops.outside_loops():
+            return moments(params, x)
+
+    return of_block
+
+
+def _slow_in_loops(of_block, draw_one, source, block):
+    params = jax.eval_shape(draw_one, source, np.int32(0))
+    return ops.slow_in_loops(of_block.trace(params, block).jaxpr)
 
 
 def in_batches(f: Callable, x: Any, batch_size: int) -> Any:

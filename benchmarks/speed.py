@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from rich.console import Console
 
 from bnn_jax import cli, estimators, models, objectives, ops, runs, timing, trees
@@ -211,8 +210,10 @@ def pieces(config: Config) -> dict[str, Any]:
     numbers = ("NHWC", "HWIO", "NHWC")
 
     def convolve(kernels, inner):
-        first = lax.conv_general_dilated(batch.x, kernels[0], (1, 1), "SAME", dimension_numbers=numbers)
-        return first, lax.conv_general_dilated(inner, kernels[1], (1, 1), "VALID", dimension_numbers=numbers)
+        with ops.outside_loops():  # as the step does
+            first = ops.conv_general_dilated(batch.x, kernels[0], (1, 1), "SAME", dimension_numbers=numbers)
+            second = ops.conv_general_dilated(inner, kernels[1], (1, 1), "VALID", dimension_numbers=numbers)
+        return first, second
 
     outputs = jax.tree.map(jnp.ones_like, convolve(kernels, inner))
     pool = lambda maps: jax.tree.map(lambda h: ops.max_pool(jax.nn.relu(h)), maps)

@@ -118,17 +118,16 @@ def build(
 
     def accumulate(source, x, num_draws):
         blocks = equal_parts(x, BLOCK)
-        if not _slow_in_loops(of_block, draw_one, source, blocks[0]):
+        traced = _traced(of_block, draw_one, source, blocks[0])
+        if not ops.slow_in_loops(traced.jaxpr):
             mean, squares, noise = add_all(source, x, num_draws)
             return mean, squares / num_draws, noise
-        blocks, carry = jax.device_put(blocks), None  # once, not for every draw
+        blocks = jax.device_put(blocks)  # once, not for every draw
+        whole = lambda a: jax.ShapeDtypeStruct((len(blocks) * a.shape[0], *a.shape[1:]), a.dtype)
+        carry = zeros(jax.tree.map(whole, traced.out_info))
         for i in map(np.int32, range(num_draws)):
             params = draw_one(source, i)
-            found = [of_block(params, block) for block in blocks]
-            if carry is None:
-                rows = lambda a: jax.ShapeDtypeStruct((len(blocks) * len(a), *a.shape[1:]), a.dtype)
-                carry = zeros(jax.tree.map(rows, found[0]))
-            carry = add_blocks(found, i, carry)
+            carry = add_blocks([of_block(params, block) for block in blocks], i, carry)
         mean, squares, noise = joined([carry], len(x))
         return mean, squares / num_draws, noise
 
@@ -189,7 +188,7 @@ def build_mixture(
 
     def each(source, x, num_draws):
         blocks, found = equal_parts(x, BLOCK), []
-        if not _slow_in_loops(of_block, draw_one, source, blocks[0]):
+        if not ops.slow_in_loops(_traced(of_block, draw_one, source, blocks[0]).jaxpr):
             return jax.tree.map(lambda a: np.moveaxis(a, 0, 1), jax.device_get(all_(source, x, num_draws)))
         blocks = jax.device_put(blocks)
         for i in map(np.int32, range(num_draws)):
@@ -228,9 +227,8 @@ def _outside_loops(moments):
     return of_block
 
 
-def _slow_in_loops(of_block, draw_one, source, block):
-    params = jax.eval_shape(draw_one, source, np.int32(0))
-    return ops.slow_in_loops(of_block.trace(params, block).jaxpr)
+def _traced(of_block, draw_one, source, block):
+    return of_block.trace(jax.eval_shape(draw_one, source, np.int32(0)), block)
 
 
 def in_batches(f: Callable, x: Any, batch_size: int) -> Any:

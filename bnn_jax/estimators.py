@@ -24,8 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bnn_jax import ops
-from bnn_jax.noise import normal, signs
+from bnn_jax import noise, ops
 from bnn_jax.trees import at, stack
 from bnn_jax.types import Estimator, Key, Posterior, UserError
 
@@ -136,7 +135,7 @@ def local_reparam(
         UserError: the family has no `moments`, or a convolution has a mask.
     """
 
-    def layer_sample(key, layer, apply, x, mean, std, draw):
+    def layer_sample(words, layer, apply, x, mean, std, draw):
         if getattr(layer, "mask", None) is not None:
             raise UserError("local_reparam does not know masked layers; use sampling")
         centre = apply(mean, x)
@@ -146,9 +145,8 @@ def local_reparam(
         # In float32 first: normal numbers drawn in bfloat16 take few values and none beyond 2.7. With the
         # batch last, as `lowering` has its outputs in memory.
         batch, *spatial, features = centre.shape
-        shape = (features, *spatial, batch)
-        noise = normal(key, shape, jnp.promote_types(centre.dtype, jnp.float32))
-        return centre + deviation * jnp.swapaxes(noise, 0, -1).astype(centre.dtype)
+        drawn = noise.normal_from(words, (features, *spatial, batch))
+        return centre + deviation * jnp.swapaxes(drawn, 0, -1).astype(centre.dtype)
 
     return _intercepting(layer_sample, "local_reparam", module, posterior, num_samples, strategy, dtype)
 
@@ -167,10 +165,10 @@ def flipout(
         UserError: the family has no `moments`.
     """
 
-    def layer_sample(key, layer, apply, x, mean, std, draw):
+    def layer_sample(words, layer, apply, x, mean, std, draw):
         centre = apply(mean, x)
         delta = jax.tree.map(jnp.subtract, draw, mean)
-        drawn = signs(key, (x.shape[0], x.shape[-1] + centre.shape[-1]), x.dtype)
+        drawn = noise.signs_from(words, (x.shape[0], x.shape[-1] + centre.shape[-1]), x.dtype)
         inside = tuple(range(1, x.ndim - 1))
         sign_in, sign_out = (jnp.expand_dims(s, inside) for s in jnp.split(drawn, [x.shape[-1]], 1))
         return centre + sign_out * apply(delta, x * sign_in)
@@ -213,22 +211,21 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, 
         def one(k):
             key_draw, key_layers = jax.random.split(k)
             draw = posterior.sample(key_draw, phi)
-            calls = 0  # layers are traced in a fixed order: the call's number is its stream of noise
+            forward = lambda x: module.apply({"params": ops.cast(draw, dtype)}, ops.cast(x, dtype))
+            # Layers are traced in a fixed order: each call takes the next of the generator's keys.
+            words = iter(noise.words(key_layers, len(ops.linear_calls(forward, x))))
 
             def interceptor(next_fun, args, kwargs, context):
-                nonlocal calls
                 layer = context.module
                 if not ops.is_linear_call(context):
                     return next_fun(*args, **kwargs)
-                calls += 1
                 own = [at(tree, layer.path) for tree in (mean, std, draw)]
                 # Cast at the last moment: the difference of a draw and the mean would drown in bfloat16.
                 apply = lambda params, x: ops.unbound(layer).apply({"params": ops.cast(params, dtype)}, x)
-                return layer_sample(jax.random.fold_in(key_layers, calls), layer, apply, *args, *own)
+                return layer_sample(next(words), layer, apply, *args, *own)
 
             with nn.intercept_methods(interceptor):
-                outputs = module.apply({"params": ops.cast(draw, dtype)}, ops.cast(x, dtype))
-            return ops.to_float32(outputs, dtype)
+                return ops.to_float32(forward(x), dtype)
 
         return over_samples(one, jax.random.split(key, num_samples), strategy), None
 

@@ -33,26 +33,32 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
         dtype: another than float32 takes `jax.random.normal`.
     """
     if dtype != jnp.float32:
-        return held(key, jax.random.normal(key, shape, dtype))
+        return held(jax.random.key_data(key).ravel()[0], jax.random.normal(key, shape, dtype))
+    return normal_from(words(key), shape)
+
+
+def words(key: Key, count: int | None = None) -> jax.Array:
+    """The generator's key, (2,) uint32, of any kind of key, which JAX sees used up; or `count` of them,
+    (count, 2), as a call of the generator for each takes longer to compile than its numbers."""
+    return jax.random.bits(key, (2,) if count is None else (count, 2), jnp.uint32)
+
+
+def normal_from(words: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """`normal` in float32, of `words` (2,)."""
     half = (-(-shape[0] // 2), *shape[1:])
-    words = threefry(_words(key), half)
-    return jnp.concatenate(held(key, tuple(map(normal_of, words))))[: shape[0]]
+    drawn = tuple(map(normal_of, threefry(words, half)))
+    return jnp.concatenate(held(words[0], drawn))[: shape[0]]
 
 
-def signs(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
-    """Independent random signs, -1 or 1; an array that is computed once.
+def signs_from(words: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """Independent random signs, -1 or 1, of `words` (2,); an array that is computed once.
 
     A block of the generator makes 64 neighbours of a row. Rows may be split over devices.
     """
     rows, columns = shape
-    words = jnp.concatenate(threefry(_words(key), (rows, -(-columns // 64))), 1)
-    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return held(key, 1 - 2 * bits.reshape(rows, -1)[:, :columns].astype(dtype))
-
-
-def _words(key):
-    """The generator's key: any kind of key will do, and JAX sees that this one is used up."""
-    return jax.random.bits(key, (2,), jnp.uint32)
+    blocks = jnp.concatenate(threefry(words, (rows, -(-columns // 64))), 1)
+    bits = (blocks[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return held(words[0], 1 - 2 * bits.reshape(rows, -1)[:, :columns].astype(dtype))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -85,8 +91,8 @@ def normal_of(bits: jax.Array) -> jax.Array:
     return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def held(key: Key, noise: Any) -> Any:
-    """`noise`, drawn with `key`, one array or several, computed once.
+def held(word: jax.Array, noise: Any) -> Any:
+    """`noise`, drawn with a key of which `word` is one, one array or several, computed once.
 
     XLA's CPU backend fuses the last operations of drawing into whatever reads the numbers: the noise of a
     bias is computed anew at every pixel of the batch, forwards and backwards. An optimisation barrier does
@@ -95,5 +101,5 @@ def held(key: Key, noise: Any) -> Any:
     """
     if jax.default_backend() != "cpu":
         return noise
-    turns = jnp.where(jax.random.key_data(key).ravel()[0] == 0, 2, 1)
+    turns = jnp.where(word == 0, 2, 1)
     return jax.lax.fori_loop(0, turns, lambda i, out: noise, jax.tree.map(jnp.zeros_like, noise))

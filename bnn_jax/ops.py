@@ -261,6 +261,12 @@ def layers(module: nn.Module, x_shape: Sequence[int]) -> tuple[tuple[str, ...], 
 
     The parameters do not tell: the names in a pytree are sorted.
     """
+    images = jnp.zeros((1, *x_shape))
+    return tuple(dict.fromkeys(linear_calls(module.init, jax.random.key(0), images)))
+
+
+def linear_calls(f: Callable, *args: Any) -> list[tuple[str, ...]]:
+    """The path of the layer for every call of an `nn.Dense` or `nn.Conv` in `f(*args)`, which is traced."""
     paths = []
 
     def note(next_fun, args, kwargs, context):
@@ -269,8 +275,8 @@ def layers(module: nn.Module, x_shape: Sequence[int]) -> tuple[tuple[str, ...], 
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *x_shape)))
-    return tuple(dict.fromkeys(paths))
+        jax.eval_shape(f, *args)
+    return paths
 
 
 def cast(tree: Any, dtype: Any) -> Any:

@@ -46,13 +46,15 @@ def test_signs_are_bits_of_threefry():
     bits = threefry_2x32(jax.random.bits(key, (2,)), jnp.arange(2 * 3 * 2, dtype=jnp.uint32))
     words = np.asarray(bits).reshape(2, 3, 2).transpose(1, 0, 2).reshape(3, 4, 1)
     expected = 1 - 2.0 * (words >> np.arange(32, dtype=np.uint32) & 1).reshape(3, 128)
-    np.testing.assert_array_equal(noise.signs(key, (3, 70)), expected[:, :70])
+    np.testing.assert_array_equal(noise.signs_from(noise.words(key), (3, 70)), expected[:, :70])
 
 
 @pytest.mark.parametrize("shape", [(128, 7), (4096, 64), (512, 150)], ids=str)
 def test_signs_are_fair_and_independent(shape):
     """Their mean, products of neighbours along both axes and of places 32 apart, at five standard errors."""
-    drawn = np.asarray(noise.signs(jax.random.key(1), shape, jnp.bfloat16).astype(jnp.float32))
+    drawn = np.asarray(
+        noise.signs_from(noise.words(jax.random.key(1)), shape, jnp.bfloat16).astype(jnp.float32)
+    )
     assert drawn.shape == shape
     assert set(np.unique(drawn)) == {-1, 1}
     products = [drawn, drawn[1:] * drawn[:-1], drawn[:, 1:] * drawn[:, :-1], drawn[:, 32:] * drawn[:, :-32]]
@@ -72,7 +74,7 @@ def test_other_keys_other_numbers_and_a_key_only_once():
     one, two = (noise.normal(jax.random.key(seed), (1000,)) for seed in (0, 1))
     assert abs(np.corrcoef(one, two)[0, 1]) < 5 / np.sqrt(1000)
     np.testing.assert_array_equal(one, noise.normal(jax.random.key(0), (1000,)))
-    for draw in (lambda key: noise.normal(key, (4,)), lambda key: noise.signs(key, (4, 1))):
+    for draw in (lambda key: noise.normal(key, (4,)), lambda key: noise.words(key, 4)):
         with jax.debug_key_reuse(True):
             key = jax.random.key(0)
             draw(key)
@@ -91,7 +93,7 @@ def test_other_dtypes_are_those_of_jax():
     ("draw", "axes", "share", "whole"),
     [
         (lambda key: noise.normal(key, (6, 3, 16)), (None, None, "data"), "u32[3,3,2]", "[3,3,16]"),
-        (lambda key: noise.signs(key, (16, 100)), ("data",), "u32[2,2]", "[16,2"),
+        (lambda key: noise.signs_from(noise.words(key), (16, 100)), ("data",), "u32[2,2]", "[16,2"),
     ],
     ids=["normal", "signs"],
 )

@@ -1,17 +1,18 @@
-"""One contestant of `peers.py` in a process of its own, on one core: commands in, CPU seconds out.
+"""One contestant of `peers.py` in a process of its own, on one core or a GPU: commands in, seconds out.
 
-    python benchmarks/peer_worker.py FILE NAME        started by peers.py, a JSON line a command
+    python benchmarks/peer_worker.py FILE NAME DEVICE     started by peers.py, a JSON line a command
 
     {"do": "start", "setting": {...}}   imports, then timed: builds the contestant and takes one step
     {"do": "kl"}                        its own KL term, and the closed form at the same posterior, in nats
     {"do": "train", "count": 20}        so many steps, timed
     {"do": "predict", "count": 30}      the mean prediction of so many draws for all test images, timed
 
-Every answer is a JSON line: seconds of CPU time of this process, all threads (`time.process_time`), or
-{"missing": MODULE}, or {"error": MESSAGE}. FILE has `CONTESTANTS`: name -> (modules that it needs, build).
-build(problem) gives the functions train(count), predict(count) -> (T, K) and, if there is a KL term, kl()
--> (value in nats, means, standard deviations), else None. Nothing of this project or of JAX is imported
-here, so that an interpreter with a peer and NumPy is enough.
+Every answer is a JSON line: seconds, or {"missing": MODULE}, or {"error": MESSAGE}. Seconds are CPU time
+of this process, all threads (`time.process_time`), with DEVICE "gpu" those of the wall. FILE has
+`CONTESTANTS`: name -> (modules that it needs, build). build(problem) gives the functions train(count),
+which waits for its last step, predict(count) -> (T, K) and, if there is a KL term, kl() -> (value in nats,
+means, standard deviations), else None. Nothing of this project or of JAX is imported here, so that an
+interpreter with a peer and NumPy is enough.
 """
 
 import importlib
@@ -43,6 +44,7 @@ class Problem(NamedTuple):
     batch_size: int
     learning_rate: float
     std: float  # of every weight's posterior at the start; the prior is N(0, 1)
+    device: str  # "cpu" or "gpu"
 
 
 def one_thread() -> None:
@@ -52,7 +54,9 @@ def one_thread() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def problem(num_train: int, num_test: int, batch_size: int, learning_rate: float, std: float) -> Problem:
+def problem(
+    num_train: int, num_test: int, batch_size: int, learning_rate: float, std: float, device: str
+) -> Problem:
     """Ten noisy patterns: the same numbers in every process."""
     import numpy as np
 
@@ -63,7 +67,7 @@ def problem(num_train: int, num_test: int, batch_size: int, learning_rate: float
         y = rng.integers(0, 10, count).astype(np.int32)
         return (0.5 * patterns[y] + rng.standard_normal((count, 28, 28, 1))).astype(np.float32), y
 
-    return Problem(*draw(num_train), *draw(num_test), batch_size, learning_rate, std)
+    return Problem(*draw(num_train), *draw(num_test), batch_size, learning_rate, std, device)
 
 
 def closed_form(means, stds) -> float:
@@ -81,8 +85,9 @@ def versions(modules: tuple[str, ...]) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in sorted(names)}
 
 
-def serve(file: str, name: str, receive, send) -> None:
+def serve(file: str, name: str, device: str, receive, send) -> None:
     """Answer the commands of `receive`, an iterable of lines, by `send`, a function of a dictionary."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
     for line in receive:
         command = json.loads(line)
         if command["do"] == "start":
@@ -93,22 +98,22 @@ def serve(file: str, name: str, receive, send) -> None:
             except ModuleNotFoundError as error:
                 send({"missing": error.name})
                 return
-            given = problem(**command["setting"])
-            begin = time.process_time()
+            given = problem(**command["setting"], device=device)
+            begin = clock()
             train, predict, kl = build(given)
             train(1)
-            send({"seconds": time.process_time() - begin, "versions": versions(modules)})
+            send({"seconds": clock() - begin, "versions": versions(modules)})
         elif command["do"] == "kl":
             value, means, stds = kl() if kl else (None, None, None)
             send({"kl": value, "closed_form": closed_form(means, stds) if kl else None})
         elif command["do"] == "train":
-            begin = time.process_time()
+            begin = clock()
             train(command["count"])
-            send({"seconds": time.process_time() - begin})
+            send({"seconds": clock() - begin})
         else:
-            begin = time.process_time()
+            begin = clock()
             probs = predict(command["count"])
-            seconds = time.process_time() - begin
+            seconds = clock() - begin
             send({"seconds": seconds, "accuracy": accuracy(probs, given.y_test)})
 
 
@@ -119,9 +124,10 @@ def accuracy(probs, labels) -> float:
     return float((probs.argmax(1) == labels).mean())
 
 
-def main(file: str, name: str) -> None:
+def main(file: str, name: str, device: str) -> None:
     """Serve on standard input and output, whatever a library prints going to standard error."""
-    one_thread()
+    if device == "cpu":
+        one_thread()
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if path != here]  # its posteriors.py would hide the library
     warnings.filterwarnings("ignore")
@@ -132,7 +138,7 @@ def main(file: str, name: str) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     try:
-        serve(file, name, sys.stdin, send)
+        serve(file, name, device, sys.stdin, send)
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "")
         send({"error": f"{type(error).__name__}: {first}"})

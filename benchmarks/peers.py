@@ -1,7 +1,9 @@
 """Mean-field VI of LeNet-5 beside other libraries: training and prediction, in CPU time of one thread.
 
-    python benchmarks/peers.py --peers-python VENV/bin/python     11 minutes of one CPU core
+    python benchmarks/peers.py --peers-python VENV/bin/python     15 minutes of one CPU core
     python benchmarks/peers.py --quick                            a turn of few steps, no number to trust
+    python benchmarks/peers.py --peers-python VENV/bin/python --device gpu --steps 1000 --draws 300 \\
+        --out benchmarks/results/gpu/peers.json                   on a GPU, not run yet
 
 LeNet 6-16-120-84-10 (`bnn_jax/nets/lenet.py`), 6,000 images of 28x28 noisy patterns, batches of 128, Adam
 1e-3 (IVON is its own optimiser), one draw of the weights a step, loss: mean cross-entropy + KL / N, prior
@@ -14,21 +16,22 @@ own on one core, with one thread that computes:
     KL         the KL term that a library adds to its loss, by the closed form at the same posterior: 1 if
                it is right; where it is estimated from draws, the mean of 30
 
-The contestants take turns, ratios are taken within a turn, and what their spread hides is not told: `timing`.
-Other work on the machine changes CPU time little, by shared caches and clock rates. All keep the memory that
-they free, as `cli.keep_memory` has it for our scripts: it spares the others, too, the system's work. Whole
-turns are kept on Ctrl-C. "deterministic" is the plain network with the same optimiser; 30 passes of it stand
-for draws. A peer that is not installed or fails is listed as such. The PyTorch libraries may have an
-environment of their own:
+The contestants take turns, ratios are taken within a turn, and what their spread hides is not told:
+`timing`. Other work on the machine changes CPU time little, by shared caches and clock rates. All keep the
+memory that they free, as `cli.keep_memory` has it for our scripts: it spares the others, too, the system's
+work. On a GPU seconds are those of the wall, all data are on it from the start, and what `torch.compile`
+makes of three contestants runs beside them; there are no bars. Whole turns are kept on Ctrl-C.
+"deterministic" is the plain network with the same optimiser; 30 passes of it stand for draws. A peer that
+is not installed or fails is listed as such. The PyTorch libraries may have an environment of their own:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.14.1 torchvision==0.29.1
     VENV/bin/pip install torch==2.14.1 ivon-opt==0.1.3 bayesian-torch==0.5.0 blitz-bayesian-pytorch==0.2.8 \\
         posteriors==0.1.3 torchopt==0.7.3 "torch-uncertainty[cpu]==0.13.0"
 
-torch comes first, in its CPU build if there is the choice and torchvision then from the same place: a
-library alone may bring another. NumPyro is there, BlackJAX is the extra `blackjax`. `peer_worker.py` runs a
-contestant of `peers_jax.py` or `peers_torch.py`.
+torch comes first, for CPU in its CPU build if there is the choice and torchvision then from the same
+place: a library alone may bring another. `torch.compile` wants a C++ compiler. NumPyro is there, BlackJAX
+is the extra `blackjax`. `peer_worker.py` runs a contestant of `peers_jax.py` or `peers_torch.py`.
 """
 
 import contextlib
@@ -41,8 +44,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -52,8 +56,10 @@ from bnn_jax.types import UserError
 HERE = Path(__file__).parent
 OURS = ("ours", "ours, flipout")
 JAX = (*OURS, "flax, deterministic", "numpyro", "blackjax")
-FASTEST = ("ivon-opt", "bayesian-torch", "bayesian-torch, flipout")
-TORCH = ("torch, deterministic", *FASTEST, "blitz", "posteriors", "torch-uncertainty")
+EAGER = ("ivon-opt", "bayesian-torch", "bayesian-torch, flipout")
+TORCH = ("torch, deterministic", *EAGER, "blitz", "posteriors", "torch-uncertainty")
+FASTEST = (*EAGER, "ivon-opt, compiled", "bayesian-torch, compiled")
+COMPILED = ("torch, deterministic, compiled", "ivon-opt, compiled", "bayesian-torch, compiled")
 PEERS = (*FASTEST, "blitz", "posteriors", "torch-uncertainty", "numpyro", "blackjax")  # the Bayesian ones
 RATIOS = {  # name: what is measured, of whom, by the fastest of whom
     "train: ours / fastest of ivon-opt and bayesian-torch": ("train", "ours", FASTEST),
@@ -67,7 +73,7 @@ RATIOS = {  # name: what is measured, of whom, by the fastest of whom
         ("bayesian-torch, flipout",),
     ),
 }
-BARS = {
+BARS = {  # on CPU
     "train: ours / fastest of ivon-opt and bayesian-torch": ("at least", 1.0),
     "train: ours / numpyro": ("at least", 1.8),
     "train: ours / blackjax": ("at least", 1.8),
@@ -89,7 +95,8 @@ class Config:
     batch_size: int = 128
     learning_rate: float = 1e-3
     std: float = 0.05  # of every weight's posterior at the start
-    only: tuple[str, ...] = ()  # contestants; default all
+    only: tuple[str, ...] = ()  # contestants; default all, compiled ones on a GPU alone
+    device: Literal["cpu", "gpu"] = "cpu"  # where all of them compute
     out: Path = Path("benchmarks/results/peers.json")  # where the JSON goes
     quick: bool = False  # 1 turn of 2 steps and 2 draws for 100 images
 
@@ -108,6 +115,9 @@ def main(config: Config) -> None:
     for name in ("turns", "steps", "draws", "images"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # this process computes nothing
+    if config.device == "gpu" and jax.default_backend() != "gpu":
+        raise UserError("--device gpu: JAX finds no GPU here")
     about = {
         "config": runs.as_config(config, leave_out=("out", "peers_python")),
         "environment": runs.environment(),
@@ -128,14 +138,20 @@ def commands(config: Config) -> dict[str, list[str]]:
     Raises:
         UserError: no such contestant, or no interpreter.
     """
-    if unknown := set(config.only) - {*JAX, *TORCH}:
-        raise UserError(f"no contestant {min(unknown)!r}: choose from {'; '.join((*JAX, *TORCH))}")
+    every = (*JAX, *TORCH, *COMPILED)
+    if unknown := set(config.only) - {*every}:
+        raise UserError(f"no contestant {min(unknown)!r}: choose from {'; '.join(every)}")
     if not config.peers_python.exists():
         raise UserError(f"no interpreter at --peers-python {config.peers_python}")
-    start = lambda python, file, name: [str(python), str(HERE / "peer_worker.py"), str(HERE / file), name]
-    ours = {name: start(sys.executable, "peers_jax.py", name) for name in JAX}
-    theirs = {name: start(config.peers_python, "peers_torch.py", name) for name in TORCH}
-    return {name: how for name, how in (ours | theirs).items() if not config.only or name in config.only}
+    wanted = config.only or (every if config.device == "gpu" else (*JAX, *TORCH))
+
+    def start(name: str) -> list[str]:
+        python, file = (
+            (sys.executable, "peers_jax.py") if name in JAX else (config.peers_python, "peers_torch.py")
+        )
+        return [str(python), str(HERE / "peer_worker.py"), str(HERE / file), name, config.device]
+
+    return {name: start(name) for name in every if name in wanted}
 
 
 def measure(
@@ -191,7 +207,7 @@ def running(command: Sequence[str]):
     """A worker, ended at the end. It does not see Ctrl-C: the end of its input is what it waits for."""
     with tempfile.TemporaryFile("w+") as errors:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-        environment = {**os.environ, **KEPT}
+        environment = {**os.environ, **KEPT, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is shared
         process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
         try:
             yield Worker(process, errors)
@@ -247,7 +263,7 @@ def summarise(measured: Mapping[str, Mapping[str, Any]], config: Config) -> dict
     return {
         "num_turns": num_turns,
         "contestants": rows,
-        "ratios": timing.judged(ratios(speeds), BARS),
+        "ratios": timing.judged(ratios(speeds), BARS if config.device == "cpu" else {}),
         "versions": versions,
     }
 
@@ -266,9 +282,10 @@ def ratios(speeds: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     config, environment = results["config"], results["environment"]
-    head = ("steps per CPU s", f"{config['draws']} draws x {config['images']:,} images, CPU s")
+    s = "CPU s" if config["device"] == "cpu" else "s"
+    predicted = f"{config['draws']} draws x {config['images']:,} images"
     lines = [
-        f"| | train: {head[0]} | predict: {head[1]} | start: CPU s | KL / closed form |",
+        f"| | train: steps per {s} | predict: {predicted}, {s} | start: {s} | KL / closed form |",
         "|---|---|---|---|---|",
     ]
     for name, row in results["contestants"].items():
@@ -281,7 +298,8 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['start_seconds']:.3g} | {kl} |")
     lines += ["", *timing.ratio_table(results["ratios"])]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    about = f"{results['num_turns']} turns on one core; Python {environment['python']}"
+    where = "one core" if config["device"] == "cpu" else environment["device"]
+    about = f"{results['num_turns']} turns on {where}; Python {environment['python']}"
     return "\n".join([*lines, "", f"{about}; {versions}."])
 
 

@@ -8,6 +8,8 @@ compiled pass each, called from Python: their own loops and maps over draws (`Pr
 at once) are several times slower on CPU, see `bnn_jax.ops`.
 """
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -72,16 +74,12 @@ def deviations(phi):
 
 
 def slices(given):
-    """A function that gives the next batch."""
-    place = 0
-
-    def batch():
-        nonlocal place
-        start, size = place, given.batch_size
-        place = 0 if start + 2 * size > len(given.x) else start + size
-        return given.x[start : start + size], given.y[start : start + size]
-
-    return batch
+    """A function that gives the next batch, all of which are on the device from the start."""
+    size = given.batch_size
+    starts = range(0, len(given.x) - size + 1, size)
+    ready = [jax.device_put((given.x[i : i + size], given.y[i : i + size])) for i in starts]
+    every = itertools.cycle(ready)
+    return lambda: next(every)
 
 
 def cross_entropy(params, x, y):

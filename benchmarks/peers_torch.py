@@ -3,8 +3,9 @@
 Every library is asked for the same thing: LeNet-5, N(0, 1) on every weight, one standard deviation of all
 posteriors at the start, mean cross-entropy + KL / N with one draw of the weights a step, Adam. IVON is an
 optimiser of its own, with its own learning rate; its weight decay of 1 / N is that prior, and its KL term
-is nowhere computed. Batches are slices of one tensor, the cheapest that there is. Needs torch and the
-library, nothing of JAX.
+is nowhere computed. Batches are slices of one tensor, the cheapest that there is. "compiled" is what
+`torch.compile` makes of the loss and of the outputs of the test images. Needs torch and the library, nothing
+of JAX.
 """
 
 import math
@@ -25,11 +26,11 @@ def lenet(conv=nn.Conv2d, dense=nn.Linear) -> nn.Sequential:
 
 
 def prepared(problem):
-    """A function that gives the next batch, and the test images, channels first."""
+    """A function that gives the next batch, and the test images, channels first, on the device."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    first = lambda x: torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
-    x, y, size = first(problem.x), torch.from_numpy(problem.y).long(), problem.batch_size
+    first = lambda x: torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(on(problem))
+    x, y, size = first(problem.x), torch.from_numpy(problem.y).long().to(on(problem)), problem.batch_size
     place = 0
 
     def batch():
@@ -42,33 +43,42 @@ def prepared(problem):
     return batch, first(problem.x_test)
 
 
+def on(problem) -> str:
+    """PyTorch's name of the device."""
+    return "cuda" if problem.device == "gpu" else "cpu"
+
+
 def functions(step, batch, one, kl=None):
     """What a worker wants, from step(x, y), one() -> a draw's outputs (T, K), and kl()."""
 
     def train(count):
         for _ in range(count):
             step(*batch())
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
 
     def predict(count):
         with torch.no_grad():
             total = one().softmax(-1)
             for _ in range(count - 1):
                 total += one().softmax(-1)
-        return (total / count).numpy()
+        return (total / count).cpu().numpy()
 
     return train, predict, kl
 
 
-def with_adam(problem, model, loss, batch, test, kl=None):
-    """`functions` of a model that draws its weights at every call, loss(x, y) -> ()."""
+def with_adam(problem, model, loss, batch, test, kl=None, make=lambda f: f):
+    """`functions` of a model that draws its weights at every call, loss(x, y) -> (); `make` compiles."""
+    model.to(on(problem))
     optimizer = torch.optim.Adam(model.parameters(), problem.learning_rate)
+    loss, outputs = make(loss), make(model)
 
     def step(x, y):
         optimizer.zero_grad()
         loss(x, y).backward()
         optimizer.step()
 
-    return functions(step, batch, lambda: model(test), kl)
+    return functions(step, batch, lambda: outputs(test), kl)
 
 
 def widths(model, word: str, std: float) -> None:
@@ -82,8 +92,8 @@ def widths(model, word: str, std: float) -> None:
 def posterior(model, mean: str, rho: str):
     """Means and standard deviations, from the parameters whose names have these words."""
     named = [(name, values.detach()) for name, values in model.named_parameters()]
-    means = [values.numpy() for name, values in named if mean in name]
-    return means, [nn.functional.softplus(values).numpy() for name, values in named if rho in name]
+    means = [values.cpu().numpy() for name, values in named if mean in name]
+    return means, [nn.functional.softplus(values).cpu().numpy() for name, values in named if rho in name]
 
 
 def average(value, count: int = 30) -> float:
@@ -92,37 +102,48 @@ def average(value, count: int = 30) -> float:
         return sum(float(value()) for _ in range(count)) / count
 
 
-def deterministic(problem):
+def deterministic(make=lambda f: f):
     """The plain network; a "draw" is a forward pass."""
-    batch, test = prepared(problem)
-    model = lenet()
-    return with_adam(problem, model, lambda x, y: cross_entropy(model(x), y), batch, test)
+
+    def build(problem):
+        batch, test = prepared(problem)
+        model = lenet()
+        loss = lambda x, y: cross_entropy(model(x), y)
+        return with_adam(problem, model, loss, batch, test, make=make)
+
+    return build
 
 
-def ivon(problem):
+def ivon(make=lambda f: f):
     """`ivon.IVON`, learning rate 0.1 as in its examples."""
-    from ivon import IVON
 
-    batch, test = prepared(problem)
-    model, num_data = lenet(), len(problem.x)
-    prior, precision = 1 / num_data, 1 / (num_data * problem.std**2)  # that of the start has the prior in it
-    settings = dict(ess=num_data, weight_decay=prior, hess_init=precision - prior)
-    optimizer = IVON(model.parameters(), lr=0.1, **settings)
+    def build(problem):
+        from ivon import IVON
 
-    def step(x, y):
-        with optimizer.sampled_params(train=True):
-            optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
-        optimizer.step()
+        batch, test = prepared(problem)
+        model, num_data = lenet().to(on(problem)), len(problem.x)
+        # The precision of the start has the prior in it.
+        prior, precision = 1 / num_data, 1 / (num_data * problem.std**2)
+        settings = dict(ess=num_data, weight_decay=prior, hess_init=precision - prior)
+        optimizer = IVON(model.parameters(), lr=0.1, **settings)
+        loss, outputs = make(lambda x, y: cross_entropy(model(x), y)), make(model)
 
-    def one():
-        with optimizer.sampled_params():
-            return model(test)
+        def step(x, y):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                loss(x, y).backward()
+            optimizer.step()
 
-    return functions(step, batch, one)
+        def one():
+            with optimizer.sampled_params():
+                return outputs(test)
+
+        return functions(step, batch, one)
+
+    return build
 
 
-def bayesian_torch(kind):
+def bayesian_torch(kind, make=lambda f: f):
     """`dnn_to_bnn` with layers of this kind."""
 
     def build(problem):
@@ -135,7 +156,7 @@ def bayesian_torch(kind):
         widths(model, "rho_", problem.std)
         loss = lambda x, y: cross_entropy(model(x), y) + get_kl_loss(model) / num_data
         kl = lambda: (average(lambda: get_kl_loss(model), 1), *posterior(model, "mu_", "rho_"))
-        return with_adam(problem, model, loss, batch, test, kl)
+        return with_adam(problem, model, loss, batch, test, kl, make)
 
     return build
 
@@ -180,7 +201,7 @@ def posteriors(problem):
     from torch.func import functional_call
 
     batch, test = prepared(problem)
-    model, num_data = lenet(), len(problem.x)
+    model, num_data = lenet().to(on(problem)), len(problem.x)
     log_prior = lambda params: library.diag_normal_log_prob(params) / num_data
 
     def log_posterior(params, given):
@@ -201,9 +222,9 @@ def posteriors(problem):
 
     def kl():
         means, stds = state.params, {k: v.exp() for k, v in state.log_sd_diag.items()}
-        bare = lambda params, given: (log_prior(params), torch.tensor(0.0))
+        bare = lambda params, given: (log_prior(params), test.new_zeros(()))
         nelbo = lambda: library.vi.diag.nelbo(means, stds, None, bare, 1 / num_data)[0]
-        flat = lambda tree: [values.numpy() for values in tree.values()]
+        flat = lambda tree: [values.cpu().numpy() for values in tree.values()]
         return num_data * average(nelbo), flat(means), flat(stds)
 
     return functions(step, batch, one, kl)
@@ -230,18 +251,20 @@ def torch_uncertainty(problem):
     return with_adam(problem, model, loss, batch, test, kl)
 
 
+IVON = ("torch", "ivon")
+BAYESIAN_TORCH = ("torch", "bayesian_torch.models.dnn_to_bnn")
 CONTESTANTS = {
-    "torch, deterministic": (("torch",), deterministic),
-    "ivon-opt": (("torch", "ivon"), ivon),
-    "bayesian-torch": (
-        ("torch", "bayesian_torch.models.dnn_to_bnn"),
-        bayesian_torch("Reparameterization"),
-    ),
-    "bayesian-torch, flipout": (("torch", "bayesian_torch.models.dnn_to_bnn"), bayesian_torch("Flipout")),
+    "torch, deterministic": (("torch",), deterministic()),
+    "ivon-opt": (IVON, ivon()),
+    "bayesian-torch": (BAYESIAN_TORCH, bayesian_torch("Reparameterization")),
+    "bayesian-torch, flipout": (BAYESIAN_TORCH, bayesian_torch("Flipout")),
     "blitz": (("torch", "blitz.modules", "blitz.utils"), blitz),
     "posteriors": (("torch", "torchopt", "posteriors"), posteriors),
     "torch-uncertainty": (
         ("torch", "torch_uncertainty.layers.bayesian", "torch_uncertainty.losses"),
         torch_uncertainty,
     ),
+    "torch, deterministic, compiled": (("torch",), deterministic(torch.compile)),
+    "ivon-opt, compiled": (IVON, ivon(torch.compile)),
+    "bayesian-torch, compiled": (BAYESIAN_TORCH, bayesian_torch("Reparameterization", torch.compile)),
 }

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py            one CPU core: about 20 minutes, half of it compilation
     python benchmarks/speed.py --quick    a minute, too small to trust
+    python benchmarks/speed.py --out benchmarks/results/gpu/speed.json    on a GPU, not run yet
 
     steps      of MAP, VI with one weight sample, local reparameterisation and flipout, with the forward pass
                in float32 and bfloat16; on a GPU also of ResNet-20 and VGG16, and HMC's leapfrogs a second

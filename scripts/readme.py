@@ -21,7 +21,7 @@ from bnn_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "compare.json"
-BENCHMARKS = {  # marker: (page of docs, benchmark, its function that makes the table)
+BENCHMARKS = {  # marker: (page of docs, file of results and so benchmark, its function that makes the table)
     "posteriors": ("methods.md", "posteriors", "floors"),
     "leapfrog": ("performance.md", "leapfrog", "table"),
     "chains": ("performance.md", "chains", "table"),
@@ -30,6 +30,9 @@ BENCHMARKS = {  # marker: (page of docs, benchmark, its function that makes the 
     "startup": ("performance.md", "startup", "table"),
     "scaling": ("scaling.md", "scaling", "table"),
     "scaling-cost": ("scaling.md", "scaling", "cost_table"),
+    "gpu-speed": ("performance.md", "gpu/speed", "table"),
+    "gpu-startup": ("performance.md", "gpu/startup", "table"),
+    "gpu-peers": ("performance.md", "gpu/peers", "table"),
 }
 
 
@@ -56,7 +59,7 @@ def main(config: Config) -> None:
     for marker, (page, name, make) in BENCHMARKS.items():
         measured = runs.read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
         if measured is not None:
-            text = getattr(_script(ROOT / "benchmarks" / f"{name}.py"), make)(measured)
+            text = getattr(_script(ROOT / "benchmarks" / f"{Path(name).name}.py"), make)(measured)
             fill(ROOT / "docs" / page, marker, text + "\n")
 
 

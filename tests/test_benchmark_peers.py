@@ -45,7 +45,7 @@ def fake(tmp_path):
     def make(module="json", limit=10**9):
         path = tmp_path / f"{module}{limit}.py"
         path.write_text(FAKE.format(module=module, limit=limit))
-        return [sys.executable, str(peers.HERE / "peer_worker.py"), str(path), "fake"]
+        return [sys.executable, str(peers.HERE / "peer_worker.py"), str(path), "fake", "cpu"]
 
     return make
 
@@ -107,7 +107,11 @@ def test_summary():
     assert blackjax == {**of, "q25": 2, "bar": "at least 1.8", "verdict": "met"}
     # bayesian-torch's 3, 1.2 and 1.5
     assert (predict["median"], predict["q75"], predict["verdict"]) == (1.5, 2.25, timing.HIDDEN)
-    results = {**summary, "config": {"draws": 30, "images": 1000}, "environment": {"python": "3.11"}}
+    results = {
+        **summary,
+        "config": {"draws": 30, "images": 1000, "device": "cpu"},
+        "environment": {"python": "3.11"},
+    }
     lines = peers.table(results).splitlines()
     assert lines[2] == "| ours | 15 (15 to 22.5) | 1 (1 to 1) | 1 | 0.75 |"
     assert lines[6] == "| numpyro | not installed (no module numpyro) | - | - | - |"
@@ -117,13 +121,35 @@ def test_summary():
     assert lines[-1] == "3 turns on one core; Python 3.11; a 1, b 2."
 
 
+def test_a_gpu_has_no_bars_and_compiled_peers():
+    assert set(peers.commands(peers.Config(device="gpu"))) - set(peers.commands(peers.Config())) == {
+        "torch, deterministic, compiled",
+        "ivon-opt, compiled",
+        "bayesian-torch, compiled",
+    }
+    measured = {"ours": told([1.0] * 3, [1.0] * 3), "ivon-opt, compiled": told([2.0] * 3, [3.0] * 3)}
+    summary = peers.summarise(measured, peers.Config(device="gpu"))
+    assert [(found["median"], found.get("bar")) for found in summary["ratios"].values()] == [
+        (2, None),
+        (3, None),
+    ]
+    about = {"config": {"draws": 30, "images": 1000, "device": "gpu"}, "environment": {"python": "3.11"}}
+    about["environment"]["device"] = "a GPU"
+    lines = peers.table({**summary, **about}).splitlines()
+    assert (
+        lines[0]
+        == "| | train: steps per s | predict: 30 draws x 1,000 images, s | start: s | KL / closed form |"
+    )
+    assert lines[-1].startswith("3 turns on a GPU; ")
+
+
 def test_closed_form():
     means, stds = [np.array([[0.0, 1.0]]), np.array([2.0])], [np.array([[1.0, 1.0]]), np.array([0.5])]
     assert worker.closed_form(means, stds) == pytest.approx(0.5 + 2 - 0.375 + np.log(2))
 
 
 def test_the_data_are_the_same_in_every_process():
-    setting = dict(num_train=30, num_test=20, batch_size=8, learning_rate=1e-3, std=0.05)
+    setting = dict(num_train=30, num_test=20, batch_size=8, learning_rate=1e-3, std=0.05, device="cpu")
     one, two = worker.problem(**setting), worker.problem(**setting)
     np.testing.assert_array_equal(one.x, two.x)
     assert (one.x.shape, one.x.dtype, one.y_test.shape) == ((30, 28, 28, 1), np.float32, (20,))
@@ -142,7 +168,7 @@ def test_ours():
     commands += [{"do": "train", "count": 2}, {"do": "predict", "count": 2}]
     answers = []
     lines = io.StringIO("\n".join(map(json.dumps, commands)))
-    worker.serve(str(peers.HERE / "peers_jax.py"), "ours", lines, answers.append)
+    worker.serve(str(peers.HERE / "peers_jax.py"), "ours", "cpu", lines, answers.append)
     first, kl, steps, draws = answers
     assert set(first["versions"]) == {"bnn_jax", "jax"}
     assert kl["kl"] == pytest.approx(kl["closed_form"], rel=1e-5)
@@ -155,5 +181,7 @@ def test_mistakes(tmp_path):
         peers.main(peers.Config(only=("gpytorch",)))
     with pytest.raises(UserError, match="no interpreter at --peers-python"):
         peers.main(peers.Config(peers_python=tmp_path / "python"))
+    with pytest.raises(UserError, match="--device gpu: JAX finds no GPU here"):
+        peers.main(peers.Config(device="gpu"))
     with pytest.raises(UserError, match="--turns must be at least 1, not 0"):
         peers.main(peers.Config(turns=0))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from bnn_jax import estimators, objectives, ops, parts
 from bnn_jax.likelihoods import gaussian
+from bnn_jax.trees import leaf_names
 from bnn_jax.types import Algorithm, Key, Likelihood, Params, Prior, UserError
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}  # of the forward pass; None leaves it alone
@@ -75,9 +76,17 @@ def init(key: Key, model: Model, x: Any) -> Params:
 
 
 def shapes(model: Model, x: Any) -> Params:
-    """Of the weights for inputs like `x` (n, ...), as `jax.ShapeDtypeStruct`."""
+    """Of the weights for inputs like `x` (n, ...), as `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: a layer has no weights, as one of no units.
+    """
     like = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
-    return jax.eval_shape(model.module.init, jax.random.key(0), like)["params"]
+    params = jax.eval_shape(model.module.init, jax.random.key(0), like)["params"]
+    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        if leaf.size == 0:
+            raise ValueError(f"{name} has no weights, shape {leaf.shape}")
+    return params
 
 
 def method(

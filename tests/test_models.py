@@ -60,6 +60,17 @@ def test_initial_weights_are_those_of_the_module():
 # --- build -----------------------------------------------------------------------------------------------
 
 
+def test_weights_of_no_entries():
+    class Empty(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(x) + self.param("shift", nn.initializers.zeros, (0,)).sum()
+
+    model = models.build("mlp", 2)._replace(module=Empty())
+    with pytest.raises(ValueError, match=r"shift has no weights, shape \(0,\)"):
+        models.shapes(model, np.zeros((3, 4)))
+
+
 def test_classification():
     model = models.build("digits", 10)
     params = models.shapes(model, np.zeros((3, 8, 8, 1)))

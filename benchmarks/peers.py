@@ -58,8 +58,8 @@ OURS = ("ours", "ours, flipout")
 JAX = (*OURS, "flax, deterministic", "numpyro", "blackjax")
 EAGER = ("ivon-opt", "bayesian-torch", "bayesian-torch, flipout")
 TORCH = ("torch, deterministic", *EAGER, "blitz", "posteriors", "torch-uncertainty")
-FASTEST = (*EAGER, "ivon-opt, compiled", "bayesian-torch, compiled")
 COMPILED = ("torch, deterministic, compiled", "ivon-opt, compiled", "bayesian-torch, compiled")
+FASTEST = (*EAGER, *COMPILED[1:])
 PEERS = (*FASTEST, "blitz", "posteriors", "torch-uncertainty", "numpyro", "blackjax")  # the Bayesian ones
 RATIOS = {  # name: what is measured, of whom, by the fastest of whom
     "train: ours / fastest of ivon-opt and bayesian-torch": ("train", "ours", FASTEST),
@@ -115,7 +115,7 @@ def main(config: Config) -> None:
     for name in ("turns", "steps", "draws", "images"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # this process computes nothing
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # all share a GPU, this process too
     if config.device == "gpu" and jax.default_backend() != "gpu":
         raise UserError("--device gpu: JAX finds no GPU here")
     about = {
@@ -146,9 +146,8 @@ def commands(config: Config) -> dict[str, list[str]]:
     wanted = config.only or (every if config.device == "gpu" else (*JAX, *TORCH))
 
     def start(name: str) -> list[str]:
-        python, file = (
-            (sys.executable, "peers_jax.py") if name in JAX else (config.peers_python, "peers_torch.py")
-        )
+        jax_one, torch_one = (sys.executable, "peers_jax.py"), (config.peers_python, "peers_torch.py")
+        python, file = jax_one if name in JAX else torch_one
         return [str(python), str(HERE / "peer_worker.py"), str(HERE / file), name, config.device]
 
     return {name: start(name) for name in every if name in wanted}
@@ -207,7 +206,7 @@ def running(command: Sequence[str]):
     """A worker, ended at the end. It does not see Ctrl-C: the end of its input is what it waits for."""
     with tempfile.TemporaryFile("w+") as errors:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-        environment = {**os.environ, **KEPT, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a GPU is shared
+        environment = {**os.environ, **KEPT}
         process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
         try:
             yield Worker(process, errors)

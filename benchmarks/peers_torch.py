@@ -9,6 +9,7 @@ of JAX.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -48,6 +49,11 @@ def on(problem) -> str:
     return "cuda" if problem.device == "gpu" else "cpu"
 
 
+def as_it_is(f):
+    """Not compiled."""
+    return f
+
+
 def functions(step, batch, one, kl=None):
     """What a worker wants, from step(x, y), one() -> a draw's outputs (T, K), and kl()."""
 
@@ -67,7 +73,7 @@ def functions(step, batch, one, kl=None):
     return train, predict, kl
 
 
-def with_adam(problem, model, loss, batch, test, kl=None, make=lambda f: f):
+def with_adam(problem, model, loss, batch, test, kl=None, make=as_it_is):
     """`functions` of a model that draws its weights at every call, loss(x, y) -> (); `make` compiles."""
     model.to(on(problem))
     optimizer = torch.optim.Adam(model.parameters(), problem.learning_rate)
@@ -102,63 +108,49 @@ def average(value, count: int = 30) -> float:
         return sum(float(value()) for _ in range(count)) / count
 
 
-def deterministic(make=lambda f: f):
+def deterministic(problem, make=as_it_is):
     """The plain network; a "draw" is a forward pass."""
-
-    def build(problem):
-        batch, test = prepared(problem)
-        model = lenet()
-        loss = lambda x, y: cross_entropy(model(x), y)
-        return with_adam(problem, model, loss, batch, test, make=make)
-
-    return build
+    batch, test = prepared(problem)
+    model = lenet()
+    return with_adam(problem, model, lambda x, y: cross_entropy(model(x), y), batch, test, make=make)
 
 
-def ivon(make=lambda f: f):
+def ivon(problem, make=as_it_is):
     """`ivon.IVON`, learning rate 0.1 as in its examples."""
+    from ivon import IVON
 
-    def build(problem):
-        from ivon import IVON
+    batch, test = prepared(problem)
+    model, num_data = lenet().to(on(problem)), len(problem.x)
+    prior, precision = 1 / num_data, 1 / (num_data * problem.std**2)  # that of the start has the prior in it
+    settings = dict(ess=num_data, weight_decay=prior, hess_init=precision - prior)
+    optimizer = IVON(model.parameters(), lr=0.1, **settings)
+    loss, outputs = make(lambda x, y: cross_entropy(model(x), y)), make(model)
 
-        batch, test = prepared(problem)
-        model, num_data = lenet().to(on(problem)), len(problem.x)
-        # The precision of the start has the prior in it.
-        prior, precision = 1 / num_data, 1 / (num_data * problem.std**2)
-        settings = dict(ess=num_data, weight_decay=prior, hess_init=precision - prior)
-        optimizer = IVON(model.parameters(), lr=0.1, **settings)
-        loss, outputs = make(lambda x, y: cross_entropy(model(x), y)), make(model)
+    def step(x, y):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            loss(x, y).backward()
+        optimizer.step()
 
-        def step(x, y):
-            with optimizer.sampled_params(train=True):
-                optimizer.zero_grad()
-                loss(x, y).backward()
-            optimizer.step()
+    def one():
+        with optimizer.sampled_params():
+            return outputs(test)
 
-        def one():
-            with optimizer.sampled_params():
-                return outputs(test)
-
-        return functions(step, batch, one)
-
-    return build
+    return functions(step, batch, one)
 
 
-def bayesian_torch(kind, make=lambda f: f):
+def bayesian_torch(problem, kind="Reparameterization", make=as_it_is):
     """`dnn_to_bnn` with layers of this kind."""
+    from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 
-    def build(problem):
-        from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
-
-        batch, test = prepared(problem)
-        model, num_data = lenet(), len(problem.x)
-        settings = dict(prior_mu=0.0, prior_sigma=1.0, posterior_mu_init=0.0, posterior_rho_init=-3.0)
-        dnn_to_bnn(model, dict(**settings, type=kind, moped_enable=False, moped_delta=0.5))
-        widths(model, "rho_", problem.std)
-        loss = lambda x, y: cross_entropy(model(x), y) + get_kl_loss(model) / num_data
-        kl = lambda: (average(lambda: get_kl_loss(model), 1), *posterior(model, "mu_", "rho_"))
-        return with_adam(problem, model, loss, batch, test, kl, make)
-
-    return build
+    batch, test = prepared(problem)
+    model, num_data = lenet(), len(problem.x)
+    settings = dict(prior_mu=0.0, prior_sigma=1.0, posterior_mu_init=0.0, posterior_rho_init=-3.0)
+    dnn_to_bnn(model, dict(**settings, type=kind, moped_enable=False, moped_delta=0.5))
+    widths(model, "rho_", problem.std)
+    loss = lambda x, y: cross_entropy(model(x), y) + get_kl_loss(model) / num_data
+    kl = lambda: (average(lambda: get_kl_loss(model), 1), *posterior(model, "mu_", "rho_"))
+    return with_adam(problem, model, loss, batch, test, kl, make)
 
 
 def blitz(problem):
@@ -254,17 +246,17 @@ def torch_uncertainty(problem):
 IVON = ("torch", "ivon")
 BAYESIAN_TORCH = ("torch", "bayesian_torch.models.dnn_to_bnn")
 CONTESTANTS = {
-    "torch, deterministic": (("torch",), deterministic()),
-    "ivon-opt": (IVON, ivon()),
-    "bayesian-torch": (BAYESIAN_TORCH, bayesian_torch("Reparameterization")),
-    "bayesian-torch, flipout": (BAYESIAN_TORCH, bayesian_torch("Flipout")),
+    "torch, deterministic": (("torch",), deterministic),
+    "ivon-opt": (IVON, ivon),
+    "bayesian-torch": (BAYESIAN_TORCH, bayesian_torch),
+    "bayesian-torch, flipout": (BAYESIAN_TORCH, partial(bayesian_torch, kind="Flipout")),
     "blitz": (("torch", "blitz.modules", "blitz.utils"), blitz),
     "posteriors": (("torch", "torchopt", "posteriors"), posteriors),
     "torch-uncertainty": (
         ("torch", "torch_uncertainty.layers.bayesian", "torch_uncertainty.losses"),
         torch_uncertainty,
     ),
-    "torch, deterministic, compiled": (("torch",), deterministic(torch.compile)),
-    "ivon-opt, compiled": (IVON, ivon(torch.compile)),
-    "bayesian-torch, compiled": (BAYESIAN_TORCH, bayesian_torch("Reparameterization", torch.compile)),
+    "torch, deterministic, compiled": (("torch",), partial(deterministic, make=torch.compile)),
+    "ivon-opt, compiled": (IVON, partial(ivon, make=torch.compile)),
+    "bayesian-torch, compiled": (BAYESIAN_TORCH, partial(bayesian_torch, make=torch.compile)),
 }

@@ -207,13 +207,14 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, 
 
     def estimate(key: Key, phi, x):
         mean, std = posterior.moments(phi)
+        forward = lambda params: module.apply({"params": ops.cast(params, dtype)}, ops.cast(x, dtype))
+        num_calls = len(ops.linear_calls(forward, mean))
 
         def one(k):
             key_draw, key_layers = jax.random.split(k)
             draw = posterior.sample(key_draw, phi)
-            forward = lambda x: module.apply({"params": ops.cast(draw, dtype)}, ops.cast(x, dtype))
             # Layers are traced in a fixed order: each call takes the next of the generator's keys.
-            words = iter(noise.words(key_layers, len(ops.linear_calls(forward, x))))
+            words = iter(noise.words(key_layers, num_calls))
 
             def interceptor(next_fun, args, kwargs, context):
                 layer = context.module
@@ -225,7 +226,7 @@ def _intercepting(layer_sample, name, module, posterior, num_samples, strategy, 
                 return layer_sample(next(words), layer, apply, *args, *own)
 
             with nn.intercept_methods(interceptor):
-                return ops.to_float32(forward(x), dtype)
+                return ops.to_float32(forward(draw), dtype)
 
         return over_samples(one, jax.random.split(key, num_samples), strategy), None
 
